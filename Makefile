@@ -1,0 +1,67 @@
+# Every chore of the project. Each target sets up its own environment in .venv first, so nothing needs to be activated.
+#
+#   PYTHON=python3.12 make test    another interpreter for a new .venv
+#   EXTRAS=dev make install        another set of extras (see settings.ini)
+
+# The first of these that is 3.11 or newer and can make environments; the floor itself stands in pyproject.toml, and pip holds it
+PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11 python,\
+  $(shell $(p) -c 'import sys, ensurepip; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
+EXTRAS ?= all
+VENV ?= .venv
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+INSTALLED := $(VENV)/.installed-$(EXTRAS)
+# Notebooks tested side by side
+WORKERS ?= 2
+# Where `make reproduce` leaves its segmented sample
+SAMPLE := runs/sample
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export MPLBACKEND = agg
+
+.DEFAULT_GOAL := help
+.PHONY: help install reproduce test check docs app readme export clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(INSTALLED): settings.ini setup.py pyproject.toml
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || { echo "neuroseg needs Python 3.11 or newer with its venv module (on Debian and Ubuntu: apt install python3-venv); install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@test -x $(BIN)/python || { echo "Creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing neuroseg[$(EXTRAS)] into $(VENV): several minutes the first time"
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	@touch $@
+
+install: $(INSTALLED) ## Set up .venv with everything the project uses
+
+reproduce: $(INSTALLED) ## Rerun every study on the synthetic cohort, segment a sample, name the reports
+	$(BIN)/neuroseg reproduce --profile smoke
+	rm -rf $(SAMPLE)
+	$(BIN)/neuroseg predict neuroseg/samples/phantom -o $(SAMPLE)
+	@printf '\nSegmented sample:\n'; ls $(SAMPLE)/*/preview.png
+	@printf 'Reports to open:\n'; ls reports/*/smoke/notebook.html
+
+test: $(INSTALLED) ## Run every notebook and every test
+	$(BIN)/nbdev-test --n-workers $(WORKERS)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## Fast static checks: generated files in step, layers, lessons, licences, requirements
+	$(BIN)/python -m pytest -q -m 'not slow' tests/test_layers.py tests/test_notebooks.py tests/test_readme.py tests/test_package.py
+	$(BIN)/python -m pip check
+
+export: $(INSTALLED) ## Write neuroseg/ from the notebooks, and clean them
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+
+readme: $(INSTALLED) ## Run nbs/index.ipynb and write README.md from it
+	$(BIN)/nbdev-test nbs/index.ipynb --save
+	$(BIN)/nbdev-clean --fname nbs/index.ipynb
+	$(BIN)/python nbs/_build.py readme README.md
+
+docs: $(INSTALLED) ## Build the site into _docs and check its links
+	$(BIN)/python nbs/_build.py site _docs
+
+app: $(INSTALLED) ## Start the web application on this machine
+	$(BIN)/python -m streamlit run neuroseg/app.py
+
+clean: ## Remove what the targets build, but .venv and reports
+	rm -rf _proc _docs build dist *.egg-info $(SAMPLE) nbs/nbdev.yml nbs/sidebar.yml
