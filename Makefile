@@ -16,7 +16,8 @@ WORKERS ?= 2
 SAMPLE := runs/sample
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-export MPLBACKEND = agg
+# nbdev's runner shows figures without a screen; not exported, since it would keep a Jupyter kernel from showing any
+HEADLESS := MPLBACKEND=agg
 
 .DEFAULT_GOAL := help
 .PHONY: help install reproduce test check docs app readme export clean
@@ -41,7 +42,7 @@ reproduce: $(INSTALLED) ## Rerun every study on the synthetic cohort, segment a 
 	@printf 'Reports to open:\n'; ls reports/*/smoke/notebook.html
 
 test: $(INSTALLED) ## Run every notebook and every test
-	$(BIN)/nbdev-test --n-workers $(WORKERS)
+	$(HEADLESS) $(BIN)/nbdev-test --n-workers $(WORKERS)
 	$(BIN)/python -m pytest
 
 check: $(INSTALLED) ## Fast static checks: generated files in step, layers, lessons, licences, requirements
@@ -53,7 +54,7 @@ export: $(INSTALLED) ## Write neuroseg/ from the notebooks, and clean them
 	$(BIN)/nbdev-clean
 
 readme: $(INSTALLED) ## Run nbs/index.ipynb and write README.md from it
-	$(BIN)/nbdev-test nbs/index.ipynb --save
+	$(HEADLESS) $(BIN)/nbdev-test nbs/index.ipynb --save
 	$(BIN)/nbdev-clean --fname nbs/index.ipynb
 	$(BIN)/python nbs/_build.py readme README.md
 
