@@ -103,7 +103,7 @@ def sha256_array(
     "Fingerprint of an array's values, type and shape."
     a = np.asarray(a)
     if a.dtype.hasobject: raise InputError(f"an array of {a.dtype} has no fingerprint; convert it to numbers first")
-    a = a.astype(a.dtype.newbyteorder('<'), order='C', copy=False)
+    a = a.astype(a.dtype.newbyteorder('<'), copy=False)
     return hashlib.sha256(f'{a.dtype.str}{a.shape}'.encode() + a.tobytes()).hexdigest()
 
 # %% ../nbs/00_core.ipynb #c037
