@@ -8,7 +8,7 @@ Docs: https://neuroseg.github.io/neuroseg/cases.html.md"""
 __all__ = ['LGG_FOLDER', 'FAULT_KINDS', 'SEALED', 'LGG_COUNTS', 'patient_id', 'Case', 'pair_masks', 'lgg_folders', 'nifti_files',
            'find_layout', 'find_cases', 'Fault', 'CaseFacts', 'stray_faults', 'numbering_as_faults', 'read_slices',
            'size_faults', 'twin_faults', 'present_sequences', 'inspect_slices', 'inspect_volume', 'inspect_case',
-           'load_case', 'read_clinical', 'case_table', 'counts', 'CohortReport', 'verify']
+           'load_case', 'read_clinical', 'bar', 'case_table', 'counts', 'CohortReport', 'verify']
 
 # %% ../nbs/05_cases.ipynb #c002
 import csv, hashlib, io, os, re
@@ -48,6 +48,7 @@ class Case:
     masks:tuple # One for each image (one in all for NIfTI), None where there is none
     slice_numbers:tuple=() # Numbers in the names of the slices; empty for NIfTI
     institution:str|None=None # Two letters, LGG only
+    others:tuple=() # NIfTI files beside it that are not read: T2, a second mask
     @cached_property
     def facts(self): return inspect_case(self) # What the pixels say, read once
     def __repr__(self):
@@ -81,9 +82,10 @@ def nifti_files(
     root:Path, # Folder of a cohort
 )->list[Path]: # Sorted by name
     "NIfTI files in a folder and two levels below."
-    return sorted((f for depth in ('', '*/', '*/*/') for f in root.glob(depth+'*.nii*') if re.search(r'\.nii(\.gz)?$', f.name)), key=lambda f: (natural_key(f.parent), natural_key(f)))
+    found = [f for depth in ('', '*/', '*/*/') for f in root.glob(depth+'*.nii*') if re.search(r'\.nii(\.gz)?$', f.name)]
+    return sorted(found, key=lambda f: (natural_key(f.parent), natural_key(f)))
 
-# %% ../nbs/05_cases.ipynb #c023
+# %% ../nbs/05_cases.ipynb #c024
 def find_layout(
     root, # Folder of a cohort
 )->str: # 'lgg', 'hospital' or 'nifti'
@@ -95,7 +97,7 @@ def find_layout(
     if nifti_files(root): return 'nifti'
     raise DataError(f"`{root.name}` follows no known layout; expected folders like TCGA_CS_4941_19960909 (LGG), patientN/images (hospital), or .nii.gz files")
 
-# %% ../nbs/05_cases.ipynb #c025
+# %% ../nbs/05_cases.ipynb #c027
 def _lgg_cases(root):
     for name,folder in lgg_folders(root)[0].items():
         images,masks = pair_masks(folder, folder)
@@ -113,7 +115,8 @@ def _nifti_cases(root):
     for (folder,name),files in groups.items():
         images = sorted((f for f in files if not is_mask(f) and guess_sequence(f)), key=lambda f: SEQUENCES.index(guess_sequence(f)))
         masks = [f for f in files if is_mask(f)]
-        yield Case(name, name, 'nifti', folder, tuple(images), (masks[0] if len(masks)==1 else None,))
+        mask = masks[0] if len(masks)==1 else None
+        yield Case(name, name, 'nifti', folder, tuple(images), (mask,), others=tuple(f for f in files if f!=mask and f not in images))
 
 def find_cases(
     root, # Folder of a cohort
@@ -128,7 +131,7 @@ def find_cases(
     if not cases: raise DataError(f"`{root.name}` holds no case in the layout {layout!r}; give the folder above the patients")
     return cases
 
-# %% ../nbs/05_cases.ipynb #c030
+# %% ../nbs/05_cases.ipynb #c032
 @dataclass(frozen=True)
 class Fault:
     "One thing wrong with one file."
@@ -150,7 +153,7 @@ class CaseFacts:
     faults:list # Of `Fault`
     hash:str # Fingerprint of all pixels and slice numbers
 
-# %% ../nbs/05_cases.ipynb #c032
+# %% ../nbs/05_cases.ipynb #c035
 def _below(case, path): return path.relative_to(case.folder.parent).as_posix()
 
 def stray_faults(
@@ -159,13 +162,13 @@ def stray_faults(
     "Files of a case's folder that `find_cases` did not take."
     taken = {*case.images, *case.masks}
     folders = [case.folder] if case.layout=='lgg' else [case.folder/'images', case.folder/'masks']
-    left = sorted((p for f in folders if f.is_dir() for p in f.iterdir() if p not in taken and not p.name.startswith('.') and p.name!='Thumbs.db'), key=natural_key)
+    there = [p for f in folders if f.is_dir() for p in f.iterdir() if not p.name.startswith('.') and p.name!='Thumbs.db']
     def fault(p):
         if p.suffix.lower() in IMAGE_ENDINGS: return Fault(_below(case, p), 'mask without image', 'there is no slice of this name')
         return Fault(_below(case, p), 'stray file', 'neither a slice nor a mask; not read')
-    return [fault(p) for p in left]
+    return [fault(p) for p in sorted(there, key=natural_key) if p not in taken]
 
-# %% ../nbs/05_cases.ipynb #c034
+# %% ../nbs/05_cases.ipynb #c038
 def numbering_as_faults(
     case:Case, # Case of slices
 )->list: # Of `Fault`
@@ -176,7 +179,7 @@ def numbering_as_faults(
              for f,n in zip(case.images, case.slice_numbers) if n in twice and first[n]!=f]
     return again + [Fault(case.case, 'gap in numbering', f'no slice between number {a} and {b}') for a,b in gaps]
 
-# %% ../nbs/05_cases.ipynb #c037
+# %% ../nbs/05_cases.ipynb #c042
 def read_slices(
     case:Case, # Case of slices
 )->tuple[list,list,list]: # Images; masks; faults. None stands for what could not be used
@@ -192,7 +195,7 @@ def read_slices(
     images = [tried('unreadable', f, read_image, f) for f in case.images]
     return images, [mask(f, m) for f,m in zip(case.images, case.masks)], faults
 
-# %% ../nbs/05_cases.ipynb #c041
+# %% ../nbs/05_cases.ipynb #c046
 def size_faults(
     case:Case, # Case of slices
     images:list, # As `read_slices` gives them
@@ -205,7 +208,7 @@ def size_faults(
     return odd + [Fault(_below(case, f), 'wrong size', f'{m.shape[1]} x {m.shape[0]} pixels, its slice has {im.shape[1]} x {im.shape[0]}')
                   for f,im,m in zip(case.masks, images, masks) if im is not None and m is not None and m.shape!=im.shape[:2]]
 
-# %% ../nbs/05_cases.ipynb #c044
+# %% ../nbs/05_cases.ipynb #c050
 def twin_faults(
     case:Case, # Case of slices
     images:list, # As `read_slices` gives them
@@ -218,7 +221,7 @@ def twin_faults(
         if first!=f: faults.append(Fault(_below(case, f), 'duplicate slice', f'the same pixels as `{first.name}`'))
     return faults
 
-# %% ../nbs/05_cases.ipynb #c047
+# %% ../nbs/05_cases.ipynb #c053
 def present_sequences(
     images:list, # As `read_slices` gives them
 )->tuple: # Of `SEQUENCES`
@@ -227,7 +230,7 @@ def present_sequences(
     own = {s for i,s in enumerate(SEQUENCES) if any(not np.array_equal(im[...,i], im[...,1]) for im in colour)}
     return tuple(s for s in SEQUENCES if s=='flair' or s in own)
 
-# %% ../nbs/05_cases.ipynb #c050
+# %% ../nbs/05_cases.ipynb #c056
 def _hash(case, images, masks):
     "One fingerprint of slice numbers, pixels and masks, whatever the file format."
     rows = [f"{n} {'-' if im is None else sha256_array(im)} {'-' if m is None else sha256_array(m)}"
@@ -246,7 +249,7 @@ def inspect_slices(
     return CaseFacts((len(images), *(size[0][0] if size else (0,0))), have, tuple(s for s in SEQUENCES if s not in have),
                      tuple(0 if m is None else int(m.sum()) for m in masks), faults, _hash(case, images, masks))
 
-# %% ../nbs/05_cases.ipynb #c053
+# %% ../nbs/05_cases.ipynb #c059
 def inspect_volume(
     case:Case, # Case of NIfTI files
 )->CaseFacts:
@@ -257,23 +260,25 @@ def inspect_volume(
         except InputError as e: faults.append(Fault(_below(case, path), kind, str(e)))
     if not case.images: faults.append(Fault(case.case, 'empty case', 'no file here is named after a sequence (pre, flair, post)'))
     else: scan = tried('unreadable', case.images[0], read_nifti, list(case.images))
-    if case.masks==(None,): faults.append(Fault(case.case, 'missing mask', f'there is no `{case.case}_mask` or `_seg`'))
+    if case.masks==(None,): faults.append(Fault(case.case, 'missing mask', f'there is no `{case.case}_mask` or `_seg`, or more than one'))
+    faults += [Fault(_below(case, f), 'stray file', 'one of several masks; not read') for f in case.others if is_mask(f)]
     values,mask = tried('unreadable', case.masks[0], load_nifti, case.masks[0]) if case.masks[0] else None, None
     if values: mask = tried('non-binary mask', case.masks[0], lambda: as_mask(values[0], case.masks[0].name, labels=True))
     if scan and mask is not None and (mask.shape!=scan.shape or not np.allclose(values[1].affine, scan.affine, atol=1e-3)):
         faults.append(Fault(_below(case, case.masks[0]), 'wrong size', f'{mask.shape} voxels (z,y,x) or a grid other than that of its scan, {scan.shape}'))
     have = scan.sequences if scan else ()
-    return CaseFacts(scan.shape if scan else (0,0,0), have, tuple(s for s in SEQUENCES if s not in have), () if mask is None else tuple(map(int, mask.sum((1,2)))),
-                     faults, _hash(case, [*scan.data] if scan else [], [mask]*len(case.images)))
+    tumour_px = () if mask is None else tuple(map(int, mask.sum((1,2))))
+    return CaseFacts(scan.shape if scan else (0,0,0), have, tuple(s for s in SEQUENCES if s not in have), tumour_px, faults,
+                     _hash(case, [*scan.data] if scan else [], [mask]*len(case.images)))
 
-# %% ../nbs/05_cases.ipynb #c056
+# %% ../nbs/05_cases.ipynb #c062
 def inspect_case(
     case:Case, # Any case
 )->CaseFacts: # Never raises for a bad file; see `faults`
     "Look at everything in a case."
     return inspect_volume(case) if case.layout=='nifti' else inspect_slices(case)
 
-# %% ../nbs/05_cases.ipynb #c058
+# %% ../nbs/05_cases.ipynb #c065
 @patch(as_prop=True)
 def shape(self:Case)->tuple: return self.facts.shape # `(Z,Y,X)`
 @patch(as_prop=True)
@@ -287,25 +292,32 @@ def n_tumour(self:Case)->int: return sum(n>0 for n in self.facts.tumour_px) # Sl
 @patch(as_prop=True)
 def lesion_px(self:Case)->int: return sum(self.facts.tumour_px) # Tumour pixels in all slices
 
-# %% ../nbs/05_cases.ipynb #c061
+# %% ../nbs/05_cases.ipynb #c069
 def load_case(
     case:Case, # Any case
 )->tuple[Scan,np.ndarray]: # The scan, and its mask: boolean `(Z,Y,X)`
     "Read one case, or say why it cannot be used."
     if not case.images: raise DataError(f"`{case.case}` holds no images; see `verify`")
     lost = [f.name for f,m in zip(case.images, case.masks) if m is None] if case.layout!='nifti' else [case.case]*(case.masks==(None,))
-    if lost: raise DataError(f"`{lost[0]}`{f' and {len(lost)-1} more' if lost[1:] else ''} of `{case.case}` has no mask; add it, or read the scan alone with `read_scan`")
-    if case.layout=='nifti': scan,mask = read_nifti(list(case.images)), read_mask(case.masks[0])
+    if lost:
+        more = f' and {len(lost)-1} more' if lost[1:] else ''
+        raise DataError(f"`{lost[0]}`{more} of `{case.case}` has no mask; add it, or read the scan alone with `read_scan`")
+    if case.layout=='nifti':
+        scan,(values,img) = read_nifti(list(case.images)), load_nifti(case.masks[0])
+        mask = as_mask(values, case.masks[0].name, labels=True)
+        if not np.allclose(img.affine, scan.affine, atol=1e-3):
+            raise InputError(f"`{case.masks[0].name}` and `{scan.source}` lie on different grids (their affines differ); resample the mask first")
     else:
         scan,masks = read_stack(case.images), [read_mask(m) for m in case.masks]
         odd = [m.name for m,a in zip(case.masks, masks) if a.shape!=scan.shape[1:]]
         if odd: raise ShapeError(f"`{odd[0]}` is not of its slice's size {scan.shape[:0:-1]}; see `verify`")
         mask = np.stack(masks)
-    if mask.shape!=scan.shape: raise ShapeError(f"the mask of `{case.case}` is {mask.shape} (z,y,x), its scan {scan.shape}; bring it to the scan's grid")
+    if mask.shape!=scan.shape:
+        raise ShapeError(f"the mask of `{case.case}` is {mask.shape} (z,y,x), its scan {scan.shape}; bring it to the scan's grid")
     scan.source = case.case
     return scan, mask
 
-# %% ../nbs/05_cases.ipynb #c066
+# %% ../nbs/05_cases.ipynb #c075
 def _value(text, semicolons):
     "A number where it is one, None where there is nothing, else the text."
     text = text.strip()
@@ -320,16 +332,28 @@ def read_clinical(
     "The genomic clusters and clinical columns, with commas or semicolons."
     path = Path(path)
     try: text = path.read_text(encoding='utf-8-sig')
-    except (OSError, UnicodeDecodeError) as e: raise InputError(f"`{path.name}` cannot be read as a table ({getattr(e, 'strerror', None) or 'it is not text'})") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"`{path.name}` cannot be read as a table ({getattr(e, 'strerror', None) or 'it is not text'})") from e
     first = text.split('\n', 1)[0]
     semicolons = first.count(';')>first.count(',')
     lines = [l for l in csv.reader(io.StringIO(text, newline=''), delimiter=';' if semicolons else ',') if any(f.strip() for f in l)]
-    if not lines or 'Patient' not in lines[0]: raise InputError(f"`{path.name}` has no column `Patient` in its first line; expected the table `data.csv` of the LGG cohort")
+    if not lines or 'Patient' not in lines[0]:
+        raise InputError(f"`{path.name}` has no column `Patient` in its first line; expected the table `data.csv` of the LGG cohort")
     bad = next((i for i,l in enumerate(lines, 1) if len(l)!=len(lines[0])), None)
     if bad: raise InputError(f"`{path.name}` has {len(lines[bad-1])} fields in line {bad} but {len(lines[0])} columns; repair that line")
     return [{k.strip(): _value(v, semicolons) for k,v in zip(lines[0], l)} for l in lines[1:]]
 
-# %% ../nbs/05_cases.ipynb #c071
+# %% ../nbs/05_cases.ipynb #c080
+def bar(
+    items=None, # What to go through; None for a bar that is updated by hand
+    *,
+    progress:bool|None=None, # Show it; None: only in a terminal
+    **kwargs, # Of `tqdm`
+)->tqdm:
+    "A progress bar that keeps out of logs and notebooks unless asked for."
+    return tqdm(items, disable=None if progress is None else not progress, **kwargs)
+
+# %% ../nbs/05_cases.ipynb #c083
 def case_table(
     cases:list, # Of `Case`
     *,
@@ -338,11 +362,11 @@ def case_table(
 )->list[dict]: # One row a case
     "What is in each case, read with all cores."
     with ThreadPoolExecutor(workers or os.cpu_count()) as ex:
-        for _ in tqdm(ex.map(lambda c: c.facts, cases), total=len(cases), desc='reading cases', unit='case', disable=None if progress is None else not progress): pass
+        for _ in bar(ex.map(lambda c: c.facts, cases), progress=progress, total=len(cases), desc='reading cases', unit='case'): pass
     return [dict(patient=c.patient, case=c.case, institution=c.institution, n_slices=c.n_slices, n_tumour=c.n_tumour, lesion_px=c.lesion_px,
                  shape=c.shape, sequences=c.sequences, missing=c.missing, n_faults=len(c.facts.faults), hash=c.facts.hash) for c in cases]
 
-# %% ../nbs/05_cases.ipynb #c073
+# %% ../nbs/05_cases.ipynb #c086
 SEALED = frozenset(f'TCGA_{p}' for p in '''CS_4942 CS_4944 CS_6665 DU_5854 DU_5874 DU_6399 DU_6401 DU_7298 DU_7304 DU_7309 DU_8164
     DU_A5TT FG_6689 FG_6690 FG_6691 HT_7473 HT_7616 HT_7860 HT_8105 HT_8111 HT_8113 HT_A5RC'''.split())
 
@@ -358,9 +382,10 @@ def counts(
     "The numbers by which a cohort is known."
     n = dict(patients=len({r['patient'] for r in rows}), slices=sum(r['n_slices'] for r in rows), tumour_slices=sum(r['n_tumour'] for r in rows))
     places = Counter(r['institution'] for r in rows if r['institution'])
-    return n | {f'institution_{k}': v for k,v in sorted(places.items(), key=lambda o: (-o[1], o[0]))} | {f'missing_{s}': sum(s in r['missing'] for r in rows) for s in ('pre','post')}
+    n |= {f'institution_{k}': v for k,v in sorted(places.items(), key=lambda o: (-o[1], o[0]))}
+    return n | {f'missing_{s}': sum(s in r['missing'] for r in rows) for s in ('pre','post')}
 
-# %% ../nbs/05_cases.ipynb #c076
+# %% ../nbs/05_cases.ipynb #c089
 @dataclass
 class CohortReport:
     "What `verify` found."
@@ -378,26 +403,28 @@ class CohortReport:
         return [k for k,v in self.counts.items() if want.get(k, v)!=v]
     @property
     def ok(self)->bool: return not self.faults and not self.wrong
+    @property
+    def verdict(self)->str: return (f'{len(self.faults)} fault(s)' if self.faults else 'no faults') + (', counts not as expected' if self.wrong else '')
     def __str__(self):
-        lines = [f"{self.root} ({self.layout}): {f'{len(self.faults)} fault(s)' if self.faults else 'no faults'}{', counts not as expected' if self.wrong else ''}"]
-        lines += [f"  {k.replace('_',' '):<16}{v:>6}" + ''.join(f'   {name}: {c[k]}' for name,c in self.expected.items() if k in c) for k,v in self.counts.items()]
+        def line(k, v): return f"  {k.replace('_',' '):<16}{v:>6}" + ''.join(f'   {name}: {c[k]}' for name,c in self.expected.items() if k in c)
+        lines = [f"{self.root} ({self.layout}): {self.verdict}"] + [line(k, v) for k,v in self.counts.items()]
         return '\n'.join(lines + [f'  note: {n}' for n in self.notes] + [f'  {f}' for f in self.faults] + [f'  pixels sha256 {self.hash[:16]}'])
 
-# %% ../nbs/05_cases.ipynb #c078
+# %% ../nbs/05_cases.ipynb #c092
 @patch
 def _repr_markdown_(self:CohortReport):
-    head = f"**{self.root}** ({self.layout}): {'no faults' if not self.faults else f'**{len(self.faults)} fault(s)**'}\n\n"
-    pub = self.expected
-    table = '| | found |' + ''.join(f' {name} |' for name in pub) + '\n|---|---:|' + '---:|'*len(pub) + '\n'
-    table += '\n'.join(f"| {k.replace('_',' ')} | {'**'*(k in self.wrong)}{v}{'**'*(k in self.wrong)} |" + ''.join(f" {c.get(k,'')} |" for c in pub.values()) for k,v in self.counts.items())
-    faults = '\n\n| fault | file | what |\n|---|---|---|\n' + '\n'.join(f'| {f.kind} | `{f.file}` | {f.message} |' for f in self.faults) if self.faults else ''
-    return head + table + faults + ''.join(f'\n\n*Note: {n}.*' for n in self.notes)
+    def row(*cells): return '| ' + ' | '.join(map(str, cells)) + ' |\n'
+    def count(k, v): return row(k.replace('_',' '), f'**{v}**' if k in self.wrong else v, *(c.get(k,'') for c in self.expected.values()))
+    head = f"**{self.root}** ({self.layout}): {self.verdict}\n\n"
+    table = row('', 'found', *self.expected) + '|---' + '|---:'*(1+len(self.expected)) + '|\n' + ''.join(count(k, v) for k,v in self.counts.items())
+    faults = '\n' + row('fault', 'file', 'what') + '|---|---|---|\n' + ''.join(row(f.kind, f'`{f.file}`', f.message) for f in self.faults) if self.faults else ''
+    return head + table + faults + ''.join(f'\n*Note: {n}.*\n' for n in self.notes)
 
-# %% ../nbs/05_cases.ipynb #c080
+# %% ../nbs/05_cases.ipynb #c095
 def _lgg_notes(root, cases, copies):
     "What should be known about an LGG folder, and the counts it is to be compared with."
     here,notes = {c.patient for c in cases}, []
-    if copies: notes.append(f"{len(copies)} patient folders are there twice (the archive holds the cohort twice); each is counted once, in `{cases[0].folder.parent.name}`")
+    if copies: notes.append(f"{len(copies)} patient folders are there twice, as in the archive; each is counted once, in `{cases[0].folder.parent.name}`")
     table = next((f for p in (cases[0].folder.parent, root) for f in [p/'data.csv'] if f.is_file()), None)
     known = {r['Patient'] for r in read_clinical(table)} if table else set()
     if not table: notes.append("`data.csv` is absent: no clinical data")
@@ -420,5 +447,7 @@ def verify(
     cases = find_cases(root, layout)
     rows = case_table(cases, progress=progress, workers=workers)
     notes,expected = _lgg_notes(root, cases, lgg_folders(root)[1]) if cases[0].layout=='lgg' else ([],{})
+    unread = [f.name for c in cases for f in c.others if not is_mask(f)]
+    if unread: notes.append(f"{len(unread)} NIfTI file(s) are of no sequence used here and not read: {', '.join(unread[:3])}{'...' if unread[3:] else ''}")
     digest = hashlib.sha256('\n'.join(sorted(f"{r['case']} {r['hash']}" for r in rows)).encode()).hexdigest()
     return CohortReport(root.name, cases[0].layout, counts(rows), [f for c in cases for f in c.facts.faults], notes, digest, rows, expected)

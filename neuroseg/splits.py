@@ -54,8 +54,10 @@ def stratified_folds(
 )->dict: # Patient to fold, 0 to n_folds-1
     "Folds of patients, balanced by institution and lesion size."
     patients = list(patients)
-    if len(set(patients))!=len(patients): raise ConfigError(f"stratified_folds: {Counter(patients).most_common(1)[0][0]} is listed twice; give each patient once")
-    if not 2<=n_folds<=len(patients): raise ConfigError(f"stratified_folds: {n_folds} folds of {len(patients)} patients; expected at least 2 folds and a patient for each")
+    if len(set(patients))!=len(patients):
+        raise ConfigError(f"stratified_folds: {Counter(patients).most_common(1)[0][0]} is listed twice; give each patient once")
+    if not 2<=n_folds<=len(patients):
+        raise ConfigError(f"stratified_folds: {n_folds} folds of {len(patients)} patients; expected at least 2 folds and a patient for each")
     rng,place,px = np.random.RandomState(seed),dict(zip(patients, institution, strict=True)),dict(zip(patients, lesion_px, strict=True))
     deals = (deal_out(sorted(patients), place, px, n_folds, rng) for _ in range(n_deals))
     return min(deals, key=lambda d: np.ptp(d[1]))[0]
@@ -102,8 +104,8 @@ def case_folds(
     new = {}
     for c in cases:
         if patient_id(c.patient) not in FOLDS: new.setdefault(patient_id(c.patient), []).append(c)
-    made = stratified_folds(new, [cs[0].institution or '' for cs in new.values()], [sum(c.lesion_px for c in cs) for cs in new.values()], n_folds, seed) if new else {}
-    return made | {p: FOLDS[p] for p in map(lambda c: patient_id(c.patient), cases) if p in FOLDS}
+    place,px = [cs[0].institution or '' for cs in new.values()], [sum(c.lesion_px for c in cs) for cs in new.values()]
+    return (stratified_folds(new, place, px, n_folds, seed) if new else {}) | {p: FOLDS[p] for p in map(lambda c: patient_id(c.patient), cases) if p in FOLDS}
 
 # %% ../nbs/06_splits.ipynb #c025
 PROTOCOLS = ('patient', 'thesis')
@@ -119,8 +121,11 @@ def check_leakage(
     train,test = ({patient_id(p) for p in side} for side in (train_patients, test_patients))
     both = sorted(train & test, key=natural_key)
     if protocol=='thesis': return both
-    if both: raise LeakageError(f"{len(both)} patient(s) are on both sides of the split ({', '.join(both[:3])}{'...' if both[3:] else ''}); split by patient, or name it protocol='thesis'")
-    if train & SEALED: raise LeakageError(f"{len(train & SEALED)} sealed patient(s) are to be trained on ({min(train & SEALED)}...); leave them out with `development`")
+    if both:
+        some = ', '.join(both[:3]) + ('...' if both[3:] else '')
+        raise LeakageError(f"{len(both)} patient(s) are on both sides of the split ({some}); split by patient, or name it protocol='thesis'")
+    if train & SEALED:
+        raise LeakageError(f"{len(train & SEALED)} sealed patient(s) are to be trained on ({min(train & SEALED)}...); leave them out with `development`")
     return both
 
 # %% ../nbs/06_splits.ipynb #c028
