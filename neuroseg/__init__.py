@@ -1,1 +1,13 @@
+"Outline brain tumours in MRI, and know what the score means. `neuroseg.segment(path)` is the shortest way in."
 __version__ = "0.1.0"
+
+
+def __getattr__(name):
+    # Loaded when first asked for: `import neuroseg` itself stays free of numpy and everything else
+    if name == 'segment':
+        from neuroseg.infer import segment
+        return segment
+    raise AttributeError(f"module 'neuroseg' has no attribute {name!r}")
+
+
+def __dir__(): return sorted([*globals(), 'segment'])
