@@ -8,7 +8,7 @@ Docs: https://neuroseg.github.io/neuroseg/app.html.md"""
 __all__ = ['st', 'ENDINGS', 'MAX_UPLOAD_MB', 'MAX_FILES', 'RED', 'store', 'is_volume', 'arrange', 'Result', 'segment_found',
            'segment_uploads', 'at_threshold', 'Views', 'views', 'pair', 'extent', 'extent_chart', 'bundle',
            'shared_segmenter', 'score_rows', 'sidebar', 'choose', 'current_results', 'look', 'numbers', 'take_away',
-           'show', 'page']
+           'icon', 'show', 'page']
 
 # %% ../nbs/17_app.ipynb #c002
 import sys
@@ -110,7 +110,7 @@ def segment_uploads(
             tick((i+1)/len(found))
     return results, errors
 
-# %% ../nbs/17_app.ipynb #c019
+# %% ../nbs/17_app.ipynb #c018
 def at_threshold(
     result:Result, # Segmented once
     threshold:float, # Above which a voxel is tumour
@@ -123,7 +123,7 @@ def at_threshold(
     return replace(seg, mask=mask, threshold=threshold, confidence=confidence, stats=lesion_stats(mask, seg.scan.spacing_mm),
                    warnings=result.notes + mask_warnings(mask, seg.scan, confidence, low=low))
 
-# %% ../nbs/17_app.ipynb #c023
+# %% ../nbs/17_app.ipynb #c022
 RED = (220,50,47) # Of the outline
 
 @dataclass
@@ -150,7 +150,7 @@ def views(
     size = tuple(max(1, round(v*side_px/max(h,w))) for v in (w,h))
     return Views(planes, axes, flips, size, mm[1]*mm[2]/100 if scan.spacing_mm else None)
 
-# %% ../nbs/17_app.ipynb #c025
+# %% ../nbs/17_app.ipynb #c024
 def pair(
     shown:Views, # Of the scan
     mask:np.ndarray, # Boolean `(Z,Y,X)` on the scan's grid
@@ -163,7 +163,7 @@ def pair(
     outline = Image.fromarray(to_axial(mask, shown.axes, shown.flips)[k].astype(np.uint8)*255).resize(shown.size, Image.Resampling.NEAREST)
     return grey, Image.fromarray(overlay(np.asarray(grey), np.asarray(outline)>0, colour=RED, fill=.3))
 
-# %% ../nbs/17_app.ipynb #c028
+# %% ../nbs/17_app.ipynb #c027
 def extent(
     seg:Segmentation, # What was found
     shown:Views, # Of its scan
@@ -180,11 +180,11 @@ def extent_chart(
     "Bars, the shown slice in red."
     rows = [dict(slice=i+1, area=a, shown=i==k) for i,a in enumerate(areas)]
     colour = dict(condition=dict(test='datum.shown', value='rgb(%d,%d,%d)'%RED), value='#9aa5b1')
-    return dict(data=dict(values=rows), mark=dict(type='bar', tooltip=True), height=130,
+    return dict(data=dict(values=rows), mark=dict(type='bar', tooltip=True), height=150,
                 encoding=dict(x=dict(field='slice', type='ordinal', title='slice', axis=dict(labelOverlap=True, labelAngle=0)),
-                              y=dict(field='area', type='quantitative', title=f'lesion, {unit}'), color=colour))
+                              y=dict(field='area', type='quantitative', title=unit), color=colour))
 
-# %% ../nbs/17_app.ipynb #c031
+# %% ../nbs/17_app.ipynb #c030
 def bundle(
     result:Result, # Of the scan
     seg:Segmentation, # The same, at the threshold that is shown
@@ -199,7 +199,7 @@ def bundle(
             for f in sorted(p for p in folder.rglob('*') if p.is_file()): z.write(f, f.relative_to(folder))
     return packed.getvalue()
 
-# %% ../nbs/17_app.ipynb #c036
+# %% ../nbs/17_app.ipynb #c035
 @st.cache_resource(show_spinner='Loading the model')
 def shared_segmenter()->Segmenter: return Segmenter() # One for all visitors; threads may share it
 
@@ -216,7 +216,7 @@ def score_rows(
         elif isinstance(v, (int, float)) and 'dice' in name and name.endswith(('mean', 'median')): rows[name] = round(v, 3)
     return rows
 
-# %% ../nbs/17_app.ipynb #c038
+# %% ../nbs/17_app.ipynb #c037
 def sidebar(
     card, # `infer.ModelCard`
 ):
@@ -226,12 +226,12 @@ def sidebar(
     st.sidebar.subheader('Model')
     rows = {'name': f'{card.name} {card.version}', 'made': str(f.get('created') or '')[:10], 'learnt from': ', '.join(f'{data[k]} {k}' for k in ('patients','slices') if k in data),
             **score_rows(f.get('metrics')), 'threshold': card.threshold, 'licence': f.get('licence'), 'SHA-256': card.sha256[:12]+'…'}
-    st.sidebar.markdown('| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k,v in rows.items() if v not in (None, '')))
+    st.sidebar.markdown('  \n'.join(f':gray[{k}] {v}' for k,v in rows.items() if v not in (None, '')))
     st.sidebar.caption('Dice is the overlap with an expert\'s outline, of patients that the model never saw: 0 none, 1 the same. Two experts agree to about 0.84.')
     st.sidebar.subheader('Your data')
     st.sidebar.caption('Files stay on the machine that runs this page. They are deleted as soon as they are read; results are forgotten when you close the page.')
 
-# %% ../nbs/17_app.ipynb #c041
+# %% ../nbs/17_app.ipynb #c040
 def choose()->tuple: # Uploaded files, whether pictures belong together, whether the sample is wanted
     "Let the visitor give a scan."
     left,right = st.columns([3,1], vertical_alignment='bottom')
@@ -243,7 +243,7 @@ def choose()->tuple: # Uploaded files, whether pictures belong together, whether
     together = pictures<2 or st.radio(f'The {pictures} pictures are', ['slices of one scan', 'separate scans'], horizontal=True)=='slices of one scan'
     return uploads, together, st.session_state.get('sample', False)
 
-# %% ../nbs/17_app.ipynb #c043
+# %% ../nbs/17_app.ipynb #c042
 def current_results(
     segmenter:Segmenter,
     uploads:list, # From `choose`
@@ -262,43 +262,43 @@ def current_results(
         bar.empty()
     return kept[key]
 
-# %% ../nbs/17_app.ipynb #c046
+# %% ../nbs/17_app.ipynb #c045
 def look(
     result:Result, # To be looked at
 )->tuple: # `Segmentation` at the chosen threshold, `Views`, slice from 0
     "Sliders, and the slice beside its overlay."
     shown,key = views(result.found.scan), id(result.found)
     n = len(shown.planes['flair'])
-    a,b,c = st.columns([4,4,3])
+    a,b,c = st.columns([4,4,5], gap='medium')
     default = min(max(result.found.threshold, .02), .98)
     seg = at_threshold(result, b.slider('Threshold', .02, .98, default, .01, key=f'threshold {key}', help='Probability above which a voxel counts as tumour; the model was tuned for the value it starts with'))
     areas,_ = extent(seg, shown)
     start = int(np.argmax(extent(result.found, shown)[0])) if result.found.mask.any() else n//2
     k = a.slider('Slice', 1, n, start+1, key=f'slice {key}')-1 if n>1 else 0
     names = list(shown.planes)
-    sequence = c.radio('Sequence', names, names.index('flair'), horizontal=True, key=f'sequence {key}', format_func=dict(pre='T1', flair='FLAIR', post='T1 + contrast').get)
+    sequence = c.radio('Sequence', names, names.index('flair'), horizontal=True, key=f'sequence {key}', format_func=dict(pre='T1', flair='FLAIR', post='T1 contrast').get)
     plain,drawn = pair(shown, seg.mask, k, sequence)
     a,b = st.columns(2)
     a.image(plain, f'slice {k+1} of {n}', width='stretch')
     b.image(drawn, f'outline: {areas[k]:.1f} {extent(seg, shown)[1]} in this slice' if areas[k] else 'no lesion in this slice', width='stretch')
     return seg, shown, k
 
-# %% ../nbs/17_app.ipynb #c048
+# %% ../nbs/17_app.ipynb #c047
 def numbers(
     seg:Segmentation, # At the chosen threshold
 ):
     "What was found, in numbers and warnings."
     s,none = seg.stats, '–'
-    size = f'{seg.volume_ml:.1f} mL' if seg.volume_ml is not None else f"{s['n_px']:,} px"
+    unit,size = ('px', f"{s['n_px']:,}") if seg.volume_ml is None else ('mL', f'{seg.volume_ml:.1f}')
     with st.container(border=True):
         a,b = st.columns(2)
-        a.metric('Lesion', size if s['n_px'] else 'none found', help='Volume where the file tells the voxel spacing, else pixels')
+        a.metric(f'Lesion, {unit}', size if s['n_px'] else 'none', help='Volume where the file tells the voxel spacing, else pixels')
         b.metric('Confidence', f'{seg.confidence:.2f}' if s['n_px'] else none, help="The Dice to be expected if the model's probabilities are right: its own view of itself, 0 to 1")
-        a.metric('Slices', f"{s['n_slices']} of {seg.scan.n_slices}")
+        a.metric(f'Slices of {seg.scan.n_slices}', s['n_slices'])
         b.metric('Pieces', s['n_components'], help='Separate lesions, counted in three dimensions')
     for w in seg.warnings: st.warning(w, icon=':material/info:')
 
-# %% ../nbs/17_app.ipynb #c050
+# %% ../nbs/17_app.ipynb #c049
 def take_away(
     result:Result,
     seg:Segmentation, # At the chosen threshold
@@ -309,7 +309,15 @@ def take_away(
     said = jsonable(seg.report(result.name) | dict(input=result.inputs))
     st.download_button('report.json', json.dumps(said, indent=2, sort_keys=True), f'{name}_report.json', 'application/json', on_click='ignore', icon=':material/description:', width='stretch')
 
-# %% ../nbs/17_app.ipynb #c053
+# %% ../nbs/17_app.ipynb #c052
+def icon(): # PIL image, for the browser's tab
+    "A red lesion in a grey head."
+    from PIL import Image
+    y,x = np.mgrid[-1:1:48j,-1:1:48j]
+    head,lesion = x**2/.6 + y**2 < .95, (x-.2)**2 + (y+.25)**2 < .09
+    return Image.fromarray(np.where(lesion[...,None], RED, np.where(head, 120, 255)[...,None]).astype(np.uint8))
+
+# %% ../nbs/17_app.ipynb #c055
 def show(
     result:Result,
 ):
@@ -326,7 +334,7 @@ def show(
 
 def page():
     "The whole application."
-    st.set_page_config('neuroseg', ':material/neurology:', layout='wide')
+    st.set_page_config('neuroseg', icon(), layout='wide')
     st.title('neuroseg', anchor=False)
     st.caption('Outlines brain tumours in MRI and tells how far to trust the outline')
     try: segmenter = shared_segmenter()

@@ -10,12 +10,12 @@ import pytest
 
 LAYERS = [{'core'}, {'masks', 'metrics', 'phantom'}, {'io', 'cases', 'fetch', 'sample', 'splits', 'prep', 'data'},
           {'losses', 'models', 'train', 'export', 'infer'},
-          {'evaluate', 'viz', 'report'}, {'cli', 'app', '__init__'}]
+          {'evaluate', 'fit', 'viz', 'report'}, {'cli', 'app', '__init__'}]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 # Within a layer these alone may import a neighbour
 NEIGHBOURS = {'metrics': {'masks'}, 'phantom': {'masks'}, 'cases': {'io'}, 'fetch': {'cases', 'io'}, 'sample': {'io'}, 'splits': {'cases', 'io'}, 'prep': {'io'},
               'data': {'prep', 'splits', 'cases', 'io'}, 'models': {'losses'}, 'train': {'models', 'losses'}, 'export': {'models', 'train'},
-              'viz': {'evaluate'}, 'report': {'viz', 'evaluate'}, 'cli': {'app'}}
+              'fit': {'evaluate'}, 'viz': {'evaluate'}, 'report': {'viz', 'evaluate'}, 'cli': {'app'}}
 # What the base install runs: importable with its requirements alone
 BASE = {'__init__', 'core', 'masks', 'metrics', 'phantom', 'io', 'cases', 'fetch', 'sample', 'splits', 'prep', 'infer', 'cli'}
 HEAVY = {'torch', 'torchvision', 'fastai', 'monai', 'timm', 'pandas', 'matplotlib', 'scipy', 'seaborn', 'sklearn', 'nilearn', 'streamlit',
