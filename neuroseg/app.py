@@ -105,7 +105,7 @@ def segment_uploads(
         except NeurosegError as e: return [], [str(e)]
         for i,f in enumerate(found):
             try: results.append(segment_found(segmenter, f, f.parts[-1]))
-            except NeurosegError as e: errors.append(str(e))
+            except NeurosegError as e: errors.append(str(e) if f.parts[-1] in str(e) else f'{f.parts[-1]}: {e}')
             except (MemoryError, OSError): errors.append(f'this machine has too little memory or disk for `{f.parts[-1]}`; give a smaller scan')
             tick((i+1)/len(found))
     return results, errors
@@ -170,7 +170,7 @@ def extent(
 )->tuple[list,str]: # Lesion area of each axial slice, and its unit
     "How large the lesion is in each slice."
     px = to_axial(seg.mask, shown.axes, shown.flips).sum((1,2))
-    return ((px*shown.slice_cm2).round(3).tolist(), 'cm²') if shown.slice_cm2 else (px.tolist(), 'px')
+    return ((px*shown.slice_cm2).round(2).tolist(), 'cm²') if shown.slice_cm2 else (px.tolist(), 'px')
 
 def extent_chart(
     areas:list, # From `extent`
@@ -210,10 +210,10 @@ def score_rows(
     "The Dice that a card claims."
     if not isinstance(metrics, dict): return {}
     rows = {}
-    for k,v in metrics.items():
-        name = f'{path} {k}'.strip().replace('_', ' ')
+    for k,v in sorted(metrics.items(), key=lambda o: o[0].lower()):
+        name = f'{path} {k}'.strip().replace('_', ' ').replace('dice', 'Dice')
         if isinstance(v, dict): rows |= score_rows(v, name)
-        elif isinstance(v, (int, float)) and 'dice' in name and name.endswith(('mean', 'median')): rows[name] = round(v, 3)
+        elif isinstance(v, (int, float)) and 'Dice' in name and name.endswith(('mean', 'median')): rows[name] = round(v, 3)
     return rows
 
 # %% ../nbs/17_app.ipynb #c037
@@ -269,18 +269,18 @@ def look(
     "Sliders, and the slice beside its overlay."
     shown,key = views(result.found.scan), id(result.found)
     n = len(shown.planes['flair'])
-    a,b,c = st.columns([4,4,5], gap='medium')
+    *a,b,c = st.columns([4]*(n>1)+[4,5], gap='medium')
     default = min(max(result.found.threshold, .02), .98)
     seg = at_threshold(result, b.slider('Threshold', .02, .98, default, .01, key=f'threshold {key}', help='Probability above which a voxel counts as tumour; the model was tuned for the value it starts with'))
-    areas,_ = extent(seg, shown)
+    areas,unit = extent(seg, shown)
     start = int(np.argmax(extent(result.found, shown)[0])) if result.found.mask.any() else n//2
-    k = a.slider('Slice', 1, n, start+1, key=f'slice {key}')-1 if n>1 else 0
+    k = a[0].slider('Slice', 1, n, start+1, key=f'slice {key}')-1 if n>1 else 0
     names = list(shown.planes)
     sequence = c.radio('Sequence', names, names.index('flair'), horizontal=True, key=f'sequence {key}', format_func=dict(pre='T1', flair='FLAIR', post='T1 contrast').get)
     plain,drawn = pair(shown, seg.mask, k, sequence)
     a,b = st.columns(2)
     a.image(plain, f'slice {k+1} of {n}', width='stretch')
-    b.image(drawn, f'outline: {areas[k]:.1f} {extent(seg, shown)[1]} in this slice' if areas[k] else 'no lesion in this slice', width='stretch')
+    b.image(drawn, f'outline: {areas[k]:g} {unit} in this slice' if areas[k] else 'no lesion in this slice', width='stretch')
     return seg, shown, k
 
 # %% ../nbs/17_app.ipynb #c047

@@ -6,8 +6,8 @@ Docs: https://neuroseg.github.io/neuroseg/cli.html.md"""
 
 # %% auto #0
 __all__ = ['FAILED', 'INTERRUPTED', 'COMMANDS', 'EPILOG', 'GROUPS', 'MODEL', 'THREADS', 'NO_FLIPS', 'LAYOUT', 'APP_FLAGS',
-           'sentence', 'guarded', 'arg', 'command', 'Version', 'parser', 'main', 'describe', 'predict', 'data_verify',
-           'data_fetch', 'phantom', 'setting', 'merged', 'table', 'train', 'cohort_cases', 'seen_in_training',
+           'sentence', 'guarded', 'arg', 'command', 'Version', 'parser', 'main', 'describe', 'predict', 'phantom',
+           'data_verify', 'data_fetch', 'setting', 'merged', 'table', 'train', 'cohort_cases', 'seen_in_training',
            'evaluate', 'reproduce', 'figures', 'app_command', 'check_port', 'app', 'card_lines', 'model']
 
 # %% ../nbs/18_cli.ipynb #c002
@@ -78,7 +78,8 @@ class Version(argparse.Action):
     def __init__(self, **kw): super().__init__(nargs=0, **kw)
     def __call__(self, parser, *_):
         import neuroseg
-        parser.exit(message=f'neuroseg {neuroseg.__version__}, Python {sys.version.split()[0]}\n')
+        print(f'neuroseg {neuroseg.__version__}, Python {sys.version.split()[0]}')
+        parser.exit()
 
 # %% ../nbs/18_cli.ipynb #c017
 EPILOG = '''neuroseg COMMAND --help tells more and gives examples.
@@ -163,33 +164,11 @@ def predict(args):
     reports = _one_scan(args) if args.sequences else predict_cases(args.inputs, args.out, model=args.model, threads=args.threads,
         threshold=args.threshold, flips=args.flips, progress=sys.stderr.isatty())
     for r in reports:
-        if 'error' in r: print(f"neuroseg: {r['error']}", file=sys.stderr)
+        if 'error' in r: print('neuroseg:', r['error'] if r['case'] in r['error'] else f"{r['case']}: {r['error']}", file=sys.stderr)
         else: print('\n  warning: '.join([describe(r), *r['warnings']]))
     return FAILED if any('error' in r for r in reports) else 0
 
 # %% ../nbs/18_cli.ipynb #c039
-@command('data verify',
-    arg('folder', metavar='DIR', help='folder of the cohort, or one above it'), LAYOUT,
-    example='''neuroseg data verify lgg-mri-segmentation/
-neuroseg data verify hospital/ --layout hospital''')
-def data_verify(args):
-    "read every file of a cohort, count what is there and name every fault; exit code 1 if there are any"
-    from neuroseg.cases import verify
-    report = verify(args.folder, layout=args.layout)
-    print(report)
-    return 0 if report.ok else 1
-
-@command('data fetch',
-    arg('cohort', choices=('lgg',), help='which cohort'),
-    arg('--dest', metavar='DIR', help='where to (default: `lgg` in the cache folder)'),
-    example='neuroseg data fetch lgg --dest data/lgg')
-def data_fetch(args):
-    "download a public cohort from Kaggle, unpack it once, verify it; what is there already is not loaded again"
-    from neuroseg.fetch import fetch_lgg
-    report = fetch_lgg(args.dest)
-    print(report)
-    return 0 if report.ok else 1
-
 @command('phantom',
     arg('dest', metavar='DEST', help='folder to write to'),
     arg('--patients', type=int, metavar='N', help='how many (default: 12; nifti writes one)'),
@@ -208,7 +187,31 @@ def phantom(args):
     folder = write(args.dest, **{k: v for k,v in options.items() if v is not None})
     print(f'{sum(f.is_file() for f in folder.rglob("*"))} files in {folder}')
 
-# %% ../nbs/18_cli.ipynb #c045
+# %% ../nbs/18_cli.ipynb #c042
+@command('data verify',
+    arg('folder', metavar='DIR', help='folder of the cohort, or one above it'), LAYOUT,
+    example='''neuroseg data verify lgg-mri-segmentation/
+neuroseg data verify hospital/ --layout hospital''')
+def data_verify(args):
+    "read every file of a cohort, count what is there and name every fault; exit code 1 if there are any"
+    from neuroseg.cases import verify
+    report = verify(args.folder, layout=args.layout)
+    print(report)
+    return 0 if report.ok else 1
+
+# %% ../nbs/18_cli.ipynb #c046
+@command('data fetch',
+    arg('cohort', choices=('lgg',), help='which cohort'),
+    arg('--dest', metavar='DIR', help='where to (default: `lgg` in the cache folder)'),
+    example='neuroseg data fetch lgg --dest data/lgg')
+def data_fetch(args):
+    "download a public cohort from Kaggle, unpack it once, verify it; what is there already is not loaded again"
+    from neuroseg.fetch import fetch_lgg
+    report = fetch_lgg(args.dest)
+    print(report)
+    return 0 if report.ok else 1
+
+# %% ../nbs/18_cli.ipynb #c050
 def setting(
     text:str, # 'epochs=3', 'prep.size_px=128', 'augment=null'
 )->dict: # Nested as the dots say
@@ -227,7 +230,7 @@ def merged(
     "Two nested dicts as one."
     return a | {k: merged(a[k], v) if isinstance(v, dict) and isinstance(a.get(k), dict) else v for k,v in b.items()}
 
-# %% ../nbs/18_cli.ipynb #c048
+# %% ../nbs/18_cli.ipynb #c053
 def table(
     title:str, # Above it
     rows:dict, # Name of a row to a summary with n, mean, median and mean_ci95
@@ -237,7 +240,7 @@ def table(
 
     return '\n'.join([title, f"  {'Dice':<16}{'n':>4}{'mean':>8}{'median':>8}   95 % interval of the mean", *(line(n, s) for n,s in rows.items())])
 
-# %% ../nbs/18_cli.ipynb #c051
+# %% ../nbs/18_cli.ipynb #c056
 @command('train',
     arg('cohort', metavar='COHORT', help='folder of a cohort with masks'),
     arg('-o', '--out', required=True, metavar='RUN', help='folder of the run; give the same one again to resume'),
@@ -260,7 +263,7 @@ def train(args):
     print(table(f'fold {args.fold}, patients that were not trained on', {name: s['scores']['dice'] for name,s in summary.items()}))
     print(f"model: {Path(args.out)/'model'/args.name}.json   try: neuroseg predict SCAN -o out --model {Path(args.out)/'model'/args.name}.json")
 
-# %% ../nbs/18_cli.ipynb #c055
+# %% ../nbs/18_cli.ipynb #c060
 def cohort_cases(
     folder, # Of a cohort
     *,
@@ -274,7 +277,7 @@ def cohort_cases(
     if not cases: raise ConfigError(f'every patient of `{Path(folder).name}` is sealed; they are scored once, for a release')
     return cases if fold is None else fold_split(cases, fold)[1]
 
-# %% ../nbs/18_cli.ipynb #c058
+# %% ../nbs/18_cli.ipynb #c063
 def seen_in_training(
     facts:dict, # Of a model card
     patients, # Who is to be scored
@@ -283,6 +286,7 @@ def seen_in_training(
     learnt = (facts.get('split') or {}).get('train') or []
     return sorted(set(patients) & set(learnt))
 
+# %% ../nbs/18_cli.ipynb #c066
 @command('evaluate',
     arg('cohort', metavar='COHORT', help='folder of a cohort with masks'),
     arg('-o', '--out', required=True, metavar='OUT', help='folder for patients.csv, summary.json and run.json'), MODEL,
@@ -311,7 +315,7 @@ def evaluate(args):
     rec.save(Path(args.out)/'run.json')
     print(table(summary['conditions'], {'FLAIR only' if args.flair_only else 'all sequences': summary['scores']['dice']}))
 
-# %% ../nbs/18_cli.ipynb #c063
+# %% ../nbs/18_cli.ipynb #c071
 @command('reproduce',
     arg('studies', nargs='*', metavar='STUDY', help='names or numbers of studies (default: all)'),
     arg('--profile', choices=('smoke','cpu','gpu'), default='smoke', help='smoke: synthetic data, a minute each; cpu: real data, hours; gpu: the full schedules (default: smoke)'),
@@ -335,7 +339,7 @@ def figures(args):
     drawn = report.figures(names=args.studies or None)
     print(f'{len(drawn)} figure(s) drawn', *map(os.path.relpath, drawn), sep='\n  ')
 
-# %% ../nbs/18_cli.ipynb #c067
+# %% ../nbs/18_cli.ipynb #c075
 APP_FLAGS = {'server.address': 'localhost', 'server.maxUploadSize': 200, 'server.showEmailPrompt': 'false', 'server.fileWatcherType': 'none',
              'browser.gatherUsageStats': 'false', 'client.toolbarMode': 'minimal', 'client.showErrorDetails': 'none',
              'theme.base': 'light', 'theme.primaryColor': '#b3382c', 'theme.font': 'sans-serif'}
@@ -358,7 +362,7 @@ def check_port(
         try: s.bind(('localhost', port))
         except OSError: raise ConfigError(f'port {port} is in use; choose another one with --port') from None
 
-# %% ../nbs/18_cli.ipynb #c070
+# %% ../nbs/18_cli.ipynb #c078
 @command('app',
     arg('--port', type=int, metavar='N', help='port on this machine (default: 8501, or the next one that is free)'), MODEL,
     example='neuroseg app --port 8600')
@@ -370,7 +374,7 @@ def app(args):
     os.environ['NEUROSEG_MODEL'] = str(load_card(args.model).path) # one that cannot be used is told here rather than in the browser
     return streamlit.main(app_command(args.port), standalone_mode=False)
 
-# %% ../nbs/18_cli.ipynb #c073
+# %% ../nbs/18_cli.ipynb #c081
 def card_lines(
     facts, # Of a model card, nested
     path:str='', # Where in them
@@ -382,7 +386,7 @@ def card_lines(
     if isinstance(facts, list): facts = ', '.join(map(str, facts))
     return [f'{path}: {facts}']
 
-# %% ../nbs/18_cli.ipynb #c075
+# %% ../nbs/18_cli.ipynb #c083
 @command('model',
     arg('card', nargs='?', metavar='CARD', help='card (.json) of a model of your own (default: the shipped model)'),
     arg('--json', action='store_true', help='the whole card, for programs'),

@@ -160,7 +160,7 @@ def _exploration(run):
              slices_per_patient=spread(p['n_slices']), tumour_slices_per_patient=spread(p['n_tumour']), lesion_px=spread(p['lesion_px']),
              lesion_px_of_slice=spread(s.loc[s['area_px']>0, 'area_px']), several_pieces=int((p['n_components']>1).sum()),
              missing={k: int(lost.str.contains(k).sum()) for k in ('pre','post')}, patients_per_fold=p['fold'].value_counts().sort_index().to_dict(),
-             flair_median=p.groupby('institution')['flair_median'].mean().round(1).to_dict(), integrity=dict(zip(integrity['count'], integrity['found'].astype(int))))
+             flair_median=spread(p['flair_median']), integrity=dict(zip(integrity['count'], integrity['found'].astype(int))))
     return n | dict(headline=_headline(n), answer=_answer(n))
 
 def _headline(n):
@@ -169,7 +169,7 @@ def _headline(n):
 
 def _answer(n):
     "The paragraph at the end of study 20."
-    faults, aside, px, light = n['integrity']['faults'], n['integrity']['sealed patients set aside'], n['lesion_px'], sorted(n['flair_median'].items(), key=lambda o: o[1])
+    faults, aside, px, light = n['integrity']['faults'], n['integrity']['sealed patients set aside'], n['lesion_px'], n['flair_median']
     per_fold, places = n['patients_per_fold'].values(), len(n['institutions'])
     return (f"n = {n['patients']} patients" + (f", without the {aside} sealed ones in this folder" if aside else '') + f": {n['slices']} slices of {' and '.join(n['sizes'])} pixels, "
             f"{n['slices_per_patient']['min']} to {n['slices_per_patient']['max']} a patient, from {places} institution{'s'*(places>1)}; {f'{faults} faults were' if faults else 'no fault was'} found in the files. "
@@ -177,10 +177,10 @@ def _answer(n):
             f"The largest lesion has {px['max']/px['min']:.0f} times the pixels of the smallest ({px['min']:,} to {px['max']:,}, median {px['median']:,.0f}): a score over pooled pixels is a score on large lesions. "
             f"In {n['several_pieces']} patients the lesion is in several pieces, so keeping only the largest would delete what an expert outlined. "
             f"{n['missing']['pre']} patients have no pre-contrast image and {n['missing']['post']} no post-contrast one, but a copy of FLAIR in its place: a model must be able to do without them. "
-            + (f"Grey levels are no unit: the median of FLAIR within the head is {light[0][1]:.0f} on average at {light[0][0]} and {light[-1][1]:.0f} at {light[-1][0]}, so each scan has to be brought to a common range. " if places>1 else '')
-            + f"The folds hold {min(per_fold)} to {max(per_fold)} patients each. The files carry no millimetres: sizes here are in pixels, and no volume in mL can be given.")
+            f"Grey levels are no unit: the median of FLAIR within the head is {light['min']} in one patient and {light['max']} in another, so each scan has to be brought to a common range. "
+            f"The folds hold {min(per_fold)} to {max(per_fold)} patients each. The files carry no millimetres: sizes here are in pixels, and no volume in mL can be given.")
 
-# %% ../nbs/16_report.ipynb #c038
+# %% ../nbs/16_report.ipynb #c040
 def _thesis(run):
     "Numbers of study 21."
     batches, patients, history, split = (table(run, name) for name in ('batches', 'patients', 'history', 'split'))
@@ -201,7 +201,7 @@ def _thesis(run):
         f"scores {blind:.4f} by the same metric. So the number can be reproduced, and by itself it says little about a patient the network has not seen.")
     return n
 
-# %% ../nbs/16_report.ipynb #c041
+# %% ../nbs/16_report.ipynb #c043
 def _learner(run):
     "Numbers of study 23."
     p, split, history = (table(run, name) for name in ('patients', 'split', 'history'))
@@ -216,10 +216,10 @@ def _learner(run):
         f"the interval is wide, and the published cross-validated mean of 0.836 over all patients of this data set lies {'inside' if full['mean_ci95'][0]<=0.836<=full['mean_ci95'][1] else 'outside'} it.")
     return n
 
-# %% ../nbs/16_report.ipynb #c044
+# %% ../nbs/16_report.ipynb #c046
 SUMMARIES = {'20_exploration': _exploration, '21_thesis': _thesis, '23_learner': _learner} # study -> its numbers, from the folder of a run
 
-# %% ../nbs/16_report.ipynb #c047
+# %% ../nbs/16_report.ipynb #c049
 def summary(
     folder, # Of a run
     study:str|None=None, # Its study; None: as `run.json` says
@@ -229,7 +229,7 @@ def summary(
     if study not in SUMMARIES: raise ConfigError(f"study {study} has no entry in `report.SUMMARIES`; add the function that computes its numbers from its tables")
     return jsonable(SUMMARIES[study](folder))
 
-# %% ../nbs/16_report.ipynb #c049
+# %% ../nbs/16_report.ipynb #c051
 @patch
 def finish(self:StudyRun,
     data_hash:str|None=None, # Fingerprint of the data, as `cases.verify` gives it
@@ -242,7 +242,7 @@ def finish(self:StudyRun,
     write_json(self.folder/'run.json', jsonable(self.record) | dict(study=self.study, profile=self.profile))
     return found
 
-# %% ../nbs/16_report.ipynb #c053
+# %% ../nbs/16_report.ipynb #c055
 def own_paths(
     root:Path, # Of the repository
     folders:dict|None=None, # More paths, and what is written instead
@@ -266,7 +266,7 @@ def scrub(
     text = re.sub(r'(?:/home|/Users|\b[A-Za-z]:[/\\]+Users)[/\\]+[^/\\\s\'"`:,)]+', '~', text)
     return re.sub(r'ipykernel_\d+[/\\]+\d+\.py', 'cell', text)
 
-# %% ../nbs/16_report.ipynb #c056
+# %% ../nbs/16_report.ipynb #c058
 def scrub_all(
     obj, # Strings in lists and dicts
     paths:dict, # From `own_paths`
@@ -290,7 +290,7 @@ def nbformat_of(obj): # Dicts and lists
     "A notebook of plain values."
     return need('nbformat', extra='reproduce').from_dict(obj)
 
-# %% ../nbs/16_report.ipynb #c058
+# %% ../nbs/16_report.ipynb #c060
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
 body{{max-width:52rem;margin:2rem auto;padding:0 1rem;font:16px/1.6 system-ui,sans-serif;color:#222;background:#fff}}
@@ -309,7 +309,7 @@ def to_html(
     css = need('pygments.formatters', extra='reproduce').HtmlFormatter(style='friendly').get_style_defs('.highlight')
     return PAGE.format(title=heading[1] if heading else 'study', css=css, body=exporter.from_notebook_node(nb)[0])
 
-# %% ../nbs/16_report.ipynb #c062
+# %% ../nbs/16_report.ipynb #c064
 def code_hash(
     notebook:Path, # A study
 )->str: # 64 hexadecimal digits
@@ -329,7 +329,7 @@ def is_current(
     record = read_json(file)
     return record.get('code')==code and all(record['params'].get(k, v)==v for k,v in jsonable(params).items())
 
-# %% ../nbs/16_report.ipynb #c065
+# %% ../nbs/16_report.ipynb #c067
 @contextlib.contextmanager
 def _as_here():
     "Kernels started inside import this very library, and papermill's log keeps quiet."
@@ -344,7 +344,7 @@ def _as_here():
         if before is None: del os.environ['PYTHONPATH']
         else: os.environ['PYTHONPATH'] = before
 
-# %% ../nbs/16_report.ipynb #c067
+# %% ../nbs/16_report.ipynb #c069
 def why(
     e:Exception, # From papermill
     study:str, # Name
@@ -361,7 +361,7 @@ def why(
     if isinstance(kind, type) and issubclass(kind, NeurosegError): return kind(f"study {study}: {first}")
     return RunError(f"study {study} stopped in cell [{e.exec_count}] `{e.source.strip().splitlines()[0]}`: {e.ename}: {first}")
 
-# %% ../nbs/16_report.ipynb #c071
+# %% ../nbs/16_report.ipynb #c073
 def execute(
     notebook:Path, # A study
     folder:Path, # Gets notebook.ipynb
@@ -381,7 +381,7 @@ def execute(
     except (papermill.PapermillExecutionError, dead) as e: raise why(e, notebook.stem, nbformat.read(file, as_version=4).cells) from None
     return nbformat.read(file, as_version=4)
 
-# %% ../nbs/16_report.ipynb #c073
+# %% ../nbs/16_report.ipynb #c075
 def _store(nb, folder, name, paths):
     "Write a notebook fit to be published."
     with atomic_path(folder/name) as tmp: need('nbformat', extra='reproduce').write(publishable(nb, paths), tmp)
@@ -397,7 +397,7 @@ def _seal(folder, nb, params, code, paths):
     page = to_html(need('nbformat', extra='reproduce').read(folder/'notebook.ipynb', as_version=4))
     with atomic_path(folder/'notebook.html') as tmp: tmp.write_text(page, encoding='utf-8', newline='\n')
 
-# %% ../nbs/16_report.ipynb #c076
+# %% ../nbs/16_report.ipynb #c078
 def run_study(
     name:str, # As `find_study` takes it
     profile:str='smoke', # Of its `params.yml`
@@ -426,7 +426,7 @@ def _keep(tmp, failed, paths):
     "Save the notebook of a failed run, as far as it got, for whoever has to find out why."
     if (tmp/'notebook.ipynb').is_file(): _store(need('nbformat', extra='reproduce').read(tmp/'notebook.ipynb', as_version=4), failed, 'failed.ipynb', paths)
 
-# %% ../nbs/16_report.ipynb #c083
+# %% ../nbs/16_report.ipynb #c085
 def reproduce(
     names=None, # Studies; None: all that have the profile
     profile:str='smoke', # Of their `params.yml`
@@ -451,14 +451,16 @@ def _profiles(study, root): # Empty if there is no params.yml
     file = root/'reports'/study/'params.yml'
     return need('yaml', extra='reproduce').safe_load(file.read_text(encoding='utf-8')) or {} if file.is_file() else {}
 
-# %% ../nbs/16_report.ipynb #c084
+# %% ../nbs/16_report.ipynb #c086
 ABOUT = """# Reports
 
 What the studies in [nbs/studies](../nbs/studies) found. Each row is one run: the notebook as it ran, its tables, the figures drawn from
 them, and `run.json`, which says with which code, on what data and on which machine.
 
-    neuroseg reproduce {example} --profile cpu   # run a study again, on the real cohort
-    neuroseg figures                             # draw every figure again, from the stored tables
+    neuroseg reproduce {example} --profile cpu
+    neuroseg figures
+
+The first runs a study again, on the real cohort; the second draws every figure again, from the stored tables and without any scan.
 
 This page is written by `neuroseg reproduce`.
 """
@@ -483,7 +485,7 @@ def write_index(
     with atomic_path(root/'reports'/'README.md') as tmp: tmp.write_text(text, encoding='utf-8', newline='\n')
     return root/'reports'/'README.md'
 
-# %% ../nbs/16_report.ipynb #c088
+# %% ../nbs/16_report.ipynb #c090
 def figures(
     names=None, # Studies; None: all
     *,

@@ -1,5 +1,5 @@
 "A network leaves training as ONNX, safetensors and a card: the same network in all three, and nothing else in the files."
-import copy, re
+import copy, shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from neuroseg import export
 from neuroseg.core import ConfigError, RunError, read_json, sha256_file
 from neuroseg.evaluate import TorchSegmenter
-from neuroseg.export import StoredNet, export_model, half_weights, model_card, onnx_error, to_onnx
+from neuroseg.export import StoredNet, export_model, half_weights, model_card, onnx_error
 from neuroseg.infer import Segmenter, check_graph, load_card
 from neuroseg.io import Scan
 from neuroseg.models import ThesisUnet, build_model
@@ -65,19 +65,15 @@ def test_only_large_weights_are_rounded():
     assert state.keys() == net.state_dict().keys()
 
 
-def test_export_leaves_the_network_alone(tmp_path):
-    net = small_net().train()
-    before = {k: v.clone() for k, v in net.state_dict().items()}
-    export_model(net, tmp_path, name='n', cfg=SMALL, card={})
-    assert net.training and all(torch.equal(v, before[k]) and v.dtype == before[k].dtype for k, v in net.state_dict().items())
+def test_export_leaves_the_network_alone(exported):
+    net, fresh = exported[0], small_net().state_dict()
+    assert net.training and all(torch.equal(v, fresh[k]) and v.dtype == fresh[k].dtype for k, v in net.state_dict().items())
 
 
 def test_the_same_weights_are_the_same_files(exported, tmp_path):
     net, path = exported
     again = export_model(net, tmp_path, name='small', cfg=SMALL, card=dict(version='3'))
     assert read_json(again)['sha256'] == read_json(path)['sha256']
-    other = export_model(small_net(1), tmp_path/'other', name='small', cfg=SMALL, card=dict(version='3'))
-    assert read_json(other)['sha256'] != read_json(path)['sha256']
 
 
 def test_files_tell_nothing_of_the_machine(exported):
@@ -96,10 +92,9 @@ def test_files_are_half_the_size(exported):
     assert weights and set(weights.values()) == {onnx.TensorProto.FLOAT16}
 
 
-@pytest.mark.parametrize('mode', ['r', 'w'])
-def test_files_can_be_read_by_others(exported, mode):
+def test_files_can_be_read_by_others(exported):
     "Not only by who exported: a wheel carries the permissions along."
-    for f in exported[1].parent.iterdir(): assert bool(f.stat().st_mode & 0o044) == (mode == 'r') or mode == 'w' and not f.stat().st_mode & 0o022
+    for f in exported[1].parent.iterdir(): assert f.stat().st_mode & 0o444 == 0o444 and not f.stat().st_mode & 0o022, f.name
 
 
 @pytest.mark.parametrize('spoil,text', [
@@ -112,19 +107,20 @@ def test_a_failed_training_is_not_exported(tmp_path, spoil, text):
 
 
 @pytest.mark.parametrize('error', [1e-3, float('nan')])
-def test_a_wrong_export_replaces_nothing(tmp_path, monkeypatch, error):
-    path = export_model(small_net(), tmp_path, name='n', cfg=SMALL, card={})
+def test_a_wrong_export_replaces_nothing(exported, tmp_path, monkeypatch, error):
+    for f in exported[1].parent.iterdir(): shutil.copy(f, tmp_path)
     before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+    monkeypatch.setattr(export, 'to_onnx', lambda *a, **k: b'')
     monkeypatch.setattr(export, 'onnx_error', lambda *a, **k: error)
-    with pytest.raises(RunError, match='nothing was written'): export_model(small_net(1), tmp_path, name='n', cfg=SMALL, card={})
-    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before and load_card(path)
+    with pytest.raises(RunError, match='nothing was written'): export_model(small_net(1), tmp_path, name='small', cfg=SMALL, card={})
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before and load_card(tmp_path/'small.json')
 
 
-def test_the_check_sees_a_wrong_export():
-    net, other = StoredNet(small_net()), StoredNet(small_net(1))
-    blob = to_onnx(net, n_channels=5, size_px=32)
-    assert onnx_error(blob, net, n_channels=5, size_px=32) < 1e-5
-    assert onnx_error(blob, other, n_channels=5, size_px=32) > 1e-3
+def test_the_check_sees_a_wrong_export(exported):
+    net, path = exported
+    blob = path.with_suffix('.onnx').read_bytes()
+    assert onnx_error(blob, StoredNet(net), n_channels=5, size_px=32) < 1e-5
+    assert onnx_error(blob, StoredNet(small_net(1)), n_channels=5, size_px=32) > 1e-3
 
 
 @pytest.mark.parametrize('net,text', [(lambda: ThesisUnet(n_in=3, widths=(4, 8)), 'does not take an input'), (lambda: torch.nn.Conv2d(5, 2, 1), 'one probability a pixel'),
@@ -139,6 +135,7 @@ def test_the_caller_cannot_overwrite_what_is_measured():
     assert card['name'] == 'right' and card['input']['n_channels'] == 5 and card['metrics'] == dict(dice=.5)
 
 
+@pytest.mark.filterwarnings('ignore') # of fastai, about pandas
 def test_a_recipe_stands_on_the_card():
     from neuroseg.train import TrainConfig, config_from
     cfg = TrainConfig(prep=SMALL, epochs=3)
