@@ -11,7 +11,7 @@ __all__ = ['FAILED', 'INTERRUPTED', 'COMMANDS', 'EPILOG', 'GROUPS', 'MODEL', 'TH
            'evaluate', 'reproduce', 'figures', 'app_command', 'check_port', 'app', 'card_lines', 'model']
 
 # %% ../nbs/18_cli.ipynb #c002
-import argparse, json, os, sys
+import argparse, json, os, sys, warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,7 +108,9 @@ def main(
 )->int: # Exit code
     "The command `neuroseg`."
     args = parser().parse_args(argv)
-    return guarded(args.run, args)
+    with warnings.catch_warnings():
+        if not sys.warnoptions: warnings.simplefilter('ignore', FutureWarning) # of libraries, to their developers
+        return guarded(args.run, args)
 
 # %% ../nbs/18_cli.ipynb #c025
 def _share(text): # For argparse, which words the message

@@ -62,6 +62,7 @@ def _anonymous(proto):
     g.ClearField('value_info') # shapes between the layers, which a runtime infers
     return proto
 
+# %% ../nbs/12_export.ipynb #c018
 def to_onnx(
     net:StoredNet, # What `half_weights` made
     *,
@@ -81,7 +82,7 @@ def to_onnx(
                                     dynamic_shapes=({0: torch.export.Dim('n')},))
     return _anonymous(program.model_proto).SerializeToString(deterministic=True)
 
-# %% ../nbs/12_export.ipynb #c023
+# %% ../nbs/12_export.ipynb #c025
 def onnx_error(
     blob:bytes, # An .onnx file
     net:nn.Module, # What it was made from
@@ -100,7 +101,7 @@ def onnx_error(
         worst = max(worst, float(np.abs(session.run(None, {'x':x})[0]-expected).max()))
     return worst
 
-# %% ../nbs/12_export.ipynb #c027
+# %% ../nbs/12_export.ipynb #c029
 CARD_FORMAT = 1 # Of the JSON; a reader refuses a newer one
 
 def model_card(
@@ -121,7 +122,7 @@ def model_card(
         recipe=None if cfg is prep else dataclasses.asdict(cfg), commit=commit, dirty=dirty, hardware=hardware(),
         versions=versions('neuroseg','torch','timm','onnx','onnxscript')))
 
-# %% ../nbs/12_export.ipynb #c032
+# %% ../nbs/12_export.ipynb #c034
 TOLERANCE = 1e-4 # Largest difference between torch and ONNX that is let pass
 
 def export_model(

@@ -9,7 +9,7 @@ __all__ = ['check_settings', 'recipe', 'split_cohort', 'flat', 'keep_plan', 'sco
            'fit_cohort']
 
 # %% ../nbs/20_fit.ipynb #c002
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_type_hints
@@ -17,10 +17,11 @@ from typing import get_args, get_type_hints
 from .cases import find_cases
 from .core import ConfigError, RunError, hash_files, jsonable, read_json, record_run, write_json
 from .data import slice_set
-from .evaluate import evaluate_cases, summary_of, write_rows
+from .evaluate import evaluate_cases, read_rows, summary_of, write_rows
 from .export import export_model
 from .infer import Segmenter
-from .splits import SEALED, check_leakage, development, fold_split, patient_id
+from .models import MODELS
+from .splits import FOLDS, SEALED, check_leakage, development, fold_split, patient_id
 from .train import TrainConfig, config_dict, config_from, train
 
 # %% ../nbs/20_fit.ipynb #c006
@@ -34,10 +35,10 @@ def check_settings(
     kind:type=TrainConfig, # What they are settings of
     path:str='', # Name of the part, for messages
 ):
-    "Refuse a setting that does not exist or has the wrong type."
+    "Refuse a setting of the wrong type."
     hints = get_type_hints(kind)
     for k,v in settings.items():
-        if k not in hints: raise ConfigError(f"there is no setting `{path}{k}`; choose from {', '.join(path+f.name for f in fields(kind))}")
+        if k not in hints: continue # `config_from` refuses it
         part = next((t for t in (get_args(hints[k]) or (hints[k],)) if is_dataclass(t)), None)
         if part and isinstance(v, dict): check_settings(v, part, f'{path}{k}.')
         elif not _fits(v, hints[k]): raise ConfigError(f"`{path}{k}` is {v!r}; expected {getattr(hints[k], '__name__', hints[k])}")
@@ -48,6 +49,7 @@ def recipe(
     "A training recipe from the settings of a file or a command line."
     check_settings(settings)
     cfg = config_from(settings)
+    if cfg.model not in MODELS: raise ConfigError(f"there is no network {cfg.model!r}; choose one of {', '.join(sorted(MODELS))}")
     if cfg.n_in!=cfg.prep.n_channels: raise ConfigError(f"`n_in` is {cfg.n_in} but {cfg.prep.n_channels} channels are prepared with `prep.context` {cfg.prep.context}; set n_in={cfg.prep.n_channels}")
     return cfg
 
@@ -65,7 +67,7 @@ def split_cohort(
     who = [sorted({patient_id(c.patient) for c in side}) for side in (train, test)]
     check_leakage(*who)
     sealed = sum(patient_id(c.patient) in SEALED for c in cases)
-    return train, test, dict(cohort=train[0].layout, protocol='patient', fold=fold, train=who[0], test=who[1], sealed_left_out=sealed)
+    return train, test, dict(layout=train[0].layout, protocol='patient', fold=fold, train=who[0], test=who[1], sealed_left_out=sealed)
 
 # %% ../nbs/20_fit.ipynb #c015
 def flat(
@@ -81,7 +83,7 @@ def keep_plan(
 ):
     "Write down what a run is going to do, or refuse to continue one that was doing something else."
     file,plan = Path(run)/'plan.json', jsonable(plan)
-    if not file.exists(): return write_json(file, plan)
+    if not (Path(run)/'checkpoint.safetensors').exists(): return write_json(file, plan) # nothing has been learnt that another plan would spoil
     now,before = flat(plan), flat(read_json(file))
     differs = [k for k in {**now, **before} if now.get(k)!=before.get(k)]
     if differs: raise RunError(f"`{Path(run).name}` holds a run that differs in {', '.join(differs[:4])}; name another folder, or repeat its settings to resume it")
@@ -124,9 +126,10 @@ def write_model(
     data:dict, # Hash and counts of the training data
 )->Path: # Of the card, still without a score
     "Export a network with all that is known before it is scored."
-    licence = 'CC BY-NC-SA 4.0' if split['cohort']=='lgg' else None
+    licence = 'CC BY-NC-SA 4.0' if set(split['train']) & set(FOLDS) else None # what was learnt from the LGG cohort inherits its terms
     return export_model(model, run/'model', name=name, cfg=cfg, card=dict(version='1', licence=licence, threshold=.5, split=split, data=data))
 
+# %% ../nbs/20_fit.ipynb #c027
 def fit_cohort(
     folder, # Of a cohort with masks
     run, # Folder of the run; the same one again resumes it
@@ -143,16 +146,18 @@ def fit_cohort(
     run = Path(run)
     train_cases,test_cases,split = split_cohort(folder, fold=fold, layout=layout)
     files = [[f for c in cases for f in (*c.images, *c.masks) if f] for cases in (train_cases, test_cases)]
-    data = dict(cohort=split['cohort'], hash=hash_files(files[0]), patients=len(split['train']), slices=sum(c.n_slices for c in train_cases))
-    keep_plan(run, dict(recipe=config_dict(cfg), split=split, data_hash=hash_files(sum(files, []))))
+    data = dict(layout=split['layout'], hash=hash_files(files[0]), patients=len(split['train']), slices=sum(c.n_slices for c in train_cases))
+    whole = hash_files(sum(files, []))
+    keep_plan(run, dict(recipe=config_dict(cfg), split=split, data_hash=whole))
     if (run/'run.json').exists(): return read_json(run/'summary.json')
-    with record_run(dict(recipe=config_dict(cfg), fold=fold, name=name, empty=empty), hash_files(sum(files, []))) as rec:
+    with record_run(dict(recipe=config_dict(cfg), fold=fold, name=name, empty=empty), whole) as rec:
         learn = train(cfg, *(slice_set(cases, cfg.prep, progress=progress) for cases in (train_cases, test_cases)), run, progress=progress)
         card = write_model(learn.model, run, name=name, cfg=cfg, split=split, data=data)
         segmenter = Segmenter(card, threads=threads)
         rows,summaries = score_fold(test_cases, segmenter, empty=empty, split=f"fold {fold}, patients that were not trained on", seed=cfg.seed,
                                     threshold=segmenter.card.threshold, progress=progress)
-        write_json(card, read_json(card) | dict(metrics=card_metrics(summaries)))
+        seconds = sum(r['train_s'] for r in read_rows(run/'history.csv'))
+        write_json(card, read_json(card) | dict(metrics=card_metrics(summaries), seconds=round(seconds)))
         write_rows(run/'patients.csv', rows)
         write_json(run/'summary.json', summaries)
     rec.save(run/'run.json')

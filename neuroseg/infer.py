@@ -6,11 +6,11 @@ Docs: https://neuroseg.github.io/neuroseg/infer.html.md"""
 
 # %% auto #0
 __all__ = ['CARD_FORMAT', 'DEFAULT_MODEL', 'MAX_MODEL_MB', 'MAX_NODES', 'LOW_CONFIDENCE', 'NOTICE', 'ORANGE', 'OURS',
-           'SEQUENCE_LIKE', 'weights_dir', 'shipped_models', 'ModelCard', 'card_from', 'load_card', 'proto_fields',
-           'graph_facts', 'check_graph', 'cores', 'open_session', 'prob_volume', 'Segmenter', 'expected_dice',
-           'scan_warnings', 'mask_warnings', 'Segmentation', 'input_files', 'segment', 'overlay', 'pick_slices',
-           'tiles', 'preview', 'replaceable', 'Found', 'group_sequences', 'expand', 'case_names', 'predict_case',
-           'predict_cases']
+           'SEQUENCE_LIKE', 'weights_dir', 'shipped_models', 'brief', 'ModelCard', 'card_from', 'load_card',
+           'proto_fields', 'graph_facts', 'check_graph', 'cores', 'open_session', 'prob_volume', 'Segmenter',
+           'expected_dice', 'scan_warnings', 'mask_warnings', 'Segmentation', 'input_files', 'segment', 'overlay',
+           'pick_slices', 'tiles', 'preview', 'replaceable', 'Found', 'group_sequences', 'expand', 'case_names',
+           'predict_case', 'predict_cases']
 
 # %% ../nbs/13_infer.ipynb #c002
 import hashlib, math, os, re, time
@@ -23,7 +23,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .core import ConfigError, InputError, NeurosegError, OutputError, atomic_dir, read_json, sha256_file, write_json
-from .io import (Scan, SEQUENCE_WORDS, decoding, guess_sequence, is_dicom, is_mask, natural_key, read_scan, slice_files, stack_files, stem,
+from .io import (Scan, SEQUENCE_WORDS, decoding, guess_sequence, is_dicom, is_mask, natural_key, read_scan, slice_files, stem,
                          write_mask_nifti, write_mask_png)
 from .masks import boundary, lesion_stats
 from .prep import SEQUENCES, Prep, axial_view, head_mask, prepare, rescale, restore, to_axial, with_context
@@ -42,6 +42,15 @@ def shipped_models()->list: # Names, to be given as `model`
     return sorted(p.stem for p in weights_dir().glob('*.json') if p.with_suffix('.onnx').exists())
 
 # %% ../nbs/13_infer.ipynb #c008
+def brief(
+    v, # A value on a card
+)->str: # Numbers to three digits, long lists by their length
+    "One line of a value that may be nested."
+    if isinstance(v, dict): return ', '.join(f'{k} {brief(x)}' for k,x in v.items() if k not in ('hash','conditions'))
+    if isinstance(v, (list,tuple)): return f"[{', '.join(map(brief, v))}]" if len(v)<4 else f'{len(v)} entries'
+    return f'{v:.3g}' if isinstance(v, float) else str(v)
+
+# %% ../nbs/13_infer.ipynb #c011
 @dataclass(frozen=True)
 class ModelCard:
     "What a model says of itself, checked."
@@ -55,12 +64,13 @@ class ModelCard:
     @property
     def onnx(self)->Path: return self.path.with_suffix('.onnx')
     def _repr_markdown_(self):
-        f = self.facts
-        rows = dict(version=self.version, created=f.get('created'), licence=f.get('licence'), data=f.get('data'), split=f.get('split'), metrics=f.get('metrics'),
-                    input=f"{'+'.join(SEQUENCES)}, {self.prep.size_px} px, {self.prep.n_channels} channels", threshold=self.threshold, sha256=self.sha256[:16]+'…')
-        return f'**{self.name}**\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k,v in rows.items() if v is not None)
+        metrics = self.facts.get('metrics')
+        scores = {f'metrics, {k}': v for k,v in metrics.items()} if isinstance(metrics, dict) else {'metrics':metrics}
+        rows = dict(version=self.version) | {k: self.facts.get(k) for k in ('created','licence','data','split')} | scores | dict(
+            input=f"{'+'.join(SEQUENCES)}, {self.prep.size_px} px, {self.prep.n_channels} channels", threshold=self.threshold, sha256=self.sha256[:16]+'…')
+        return f'**{self.name}**\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {brief(v)} |' for k,v in rows.items() if v is not None)
 
-# %% ../nbs/13_infer.ipynb #c011
+# %% ../nbs/13_infer.ipynb #c014
 def _card_faults(facts, prep, threshold, sha256)->list: # Sentences
     "What makes a card unusable."
     p = prep
@@ -74,6 +84,7 @@ def _card_faults(facts, prep, threshold, sha256)->list: # Sentences
         (not 0<threshold<1, 'its `threshold` must lie between 0 and 1'),
         (not re.fullmatch('[0-9a-f]{64}', sha256), 'its `sha256` is no SHA-256')) if bad]
 
+# %% ../nbs/13_infer.ipynb #c018
 def card_from(
     facts, # What `read_json` gave
     path:Path, # Where it was read
@@ -90,7 +101,7 @@ def card_from(
     if faults: raise InputError(f"`{path.name}` cannot be used: {faults[0]}; export the model again")
     return card
 
-# %% ../nbs/13_infer.ipynb #c015
+# %% ../nbs/13_infer.ipynb #c022
 MAX_MODEL_MB = 500
 
 def load_card(
@@ -109,7 +120,7 @@ def load_card(
     if sha256_file(card.onnx)!=card.sha256: raise InputError(f"`{card.onnx.name}` is not the file that `{path.name}` describes (its SHA-256 differs); copy both again")
     return card
 
-# %% ../nbs/13_infer.ipynb #c023
+# %% ../nbs/13_infer.ipynb #c030
 def proto_fields(
     buf:memoryview, # A protobuf message
 ): # Yields the number of each field and its value: an integer or a part of `buf`
@@ -133,7 +144,7 @@ def proto_fields(
             yield key>>3, buf[i:i+size]; i += size
         else: raise ValueError(f'field type {wire} does not exist')
 
-# %% ../nbs/13_infer.ipynb #c026
+# %% ../nbs/13_infer.ipynb #c033
 MAX_NODES = 20_000
 
 def graph_facts(
@@ -157,7 +168,7 @@ def graph_facts(
     return dict(opset=max((o.get(2, 0) for o in opsets), default=0), ops=ops, foreign=bool(domains-{b'', b'ai.onnx'}), nested=nested,
                 outside=outside or bool(parts(graphs[0], 15)))
 
-# %% ../nbs/13_infer.ipynb #c028
+# %% ../nbs/13_infer.ipynb #c035
 def check_graph(
     blob:bytes, # An .onnx file
     name:str, # Its name, for messages
@@ -172,11 +183,12 @@ def check_graph(
                     (not 0<n<=MAX_NODES, f'has {n} operations; expected 1 to {MAX_NODES}')):
         if bad: raise InputError(f"`{name}` {why}")
 
-# %% ../nbs/13_infer.ipynb #c031
+# %% ../nbs/13_infer.ipynb #c038
 def cores()->int: # At least 1
     "Processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
+# %% ../nbs/13_infer.ipynb #c041
 def open_session(
     card:ModelCard, # Of the model
     *,
@@ -201,7 +213,7 @@ def open_session(
     if found!=wanted: raise InputError(f"`{card.onnx.name}` has other inputs or outputs than its card says; expected `x` (n,{c},{s},{s}) and `prob` (n,1,{s},{s}), both float32")
     return session
 
-# %% ../nbs/13_infer.ipynb #c037
+# %% ../nbs/13_infer.ipynb #c047
 def prob_volume(
     run, # Takes `(B,C,S,S)` float32 in [0, 1], gives `(B,S,S)` probabilities
     scan:Scan, # The scan
@@ -220,7 +232,7 @@ def prob_volume(
         if flips: prob[idx] = (prob[idx] + run(np.ascontiguousarray(x[...,::-1]))[...,::-1])/2
     return restore(prob, p.grid)
 
-# %% ../nbs/13_infer.ipynb #c043
+# %% ../nbs/13_infer.ipynb #c053
 class Segmenter:
     "A loaded model, ready for many scans."
     def __init__(self,
@@ -241,7 +253,7 @@ class Segmenter:
             raise InputError(f"`{self.card.onnx.name}` gives values that are no probabilities; export the model again")
         return prob[:,0]
 
-# %% ../nbs/13_infer.ipynb #c044
+# %% ../nbs/13_infer.ipynb #c056
 @patch
 def prob(self:Segmenter,
     scan:Scan, # The scan
@@ -251,7 +263,7 @@ def prob(self:Segmenter,
     "Probability of tumour, voxel by voxel."
     return prob_volume(self.run, scan, self.card.prep, flips=flips)
 
-# %% ../nbs/13_infer.ipynb #c049
+# %% ../nbs/13_infer.ipynb #c061
 def expected_dice(
     prob:np.ndarray, # Probabilities
     mask:np.ndarray, # Boolean, same shape
@@ -260,7 +272,7 @@ def expected_dice(
     if not mask.any(): return math.nan
     return float(2*prob[mask].sum(dtype=np.float64)/(prob.sum(dtype=np.float64) + mask.sum()))
 
-# %% ../nbs/13_infer.ipynb #c054
+# %% ../nbs/13_infer.ipynb #c066
 def scan_warnings(
     scan:Scan, # With a FLAIR sequence
 )->list: # Sentences
@@ -279,8 +291,10 @@ def scan_warnings(
     if len(np.unique(flair[len(flair)//2]))<16: warn.append('fewer than 16 grey levels: a drawing or a mask rather than MRI?')
     return warn
 
-# %% ../nbs/13_infer.ipynb #c058
-LOW_CONFIDENCE = .7 # Below this expected Dice a warning is given; a card may set its own `low_confidence`
+# %% ../nbs/13_infer.ipynb #c070
+# Below this expected Dice a warning is given; a card may set its own `low_confidence`.
+# Of 18 patients that the first shipped model had not seen, two fell below: their Dice was under 0.5, as was that of one above
+LOW_CONFIDENCE = .85
 
 def mask_warnings(
     mask:np.ndarray, # Boolean `(Z,Y,X)`
@@ -298,7 +312,7 @@ def mask_warnings(
     if share>(.25 if scan.n_slices>1 else .5): warn.append(f'the outline covers {share:.0%} of the head: hardly a lesion')
     return warn
 
-# %% ../nbs/13_infer.ipynb #c062
+# %% ../nbs/13_infer.ipynb #c074
 NOTICE = 'Research use only. Not a medical device: not for diagnosis or treatment.'
 
 @dataclass
@@ -320,11 +334,11 @@ class Segmentation:
         s = self.stats
         size = f"{s['n_px']:,} voxels in {s['n_slices']} of {self.scan.n_slices} slices" + (f", **{self.volume_ml:.1f} mL**" if self.volume_ml is not None else '')
         rows = [('lesion', size if s['n_px'] else 'none found'), ('pieces', s['n_components']), ('confidence', '–' if math.isnan(self.confidence) else f'{self.confidence:.2f}'),
-                ('model', f'{self.card.name} {self.card.version}'), ('seconds', f'{self.seconds:.1f}')]
+                ('model', f'{self.card.name} {self.card.version}')]
         notes = ''.join(f'\n- {w}' for w in self.warnings)
         return f'**{self.scan.source}**\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k,v in rows) + f'\n{notes}\n\n*{NOTICE}*'
 
-# %% ../nbs/13_infer.ipynb #c064
+# %% ../nbs/13_infer.ipynb #c076
 def input_files(
     source, # What `read_scan` takes
 )->list: # Paths
@@ -337,7 +351,7 @@ def input_files(
     pictures = slice_files(source/'images' if (source/'images').is_dir() and not slice_files(source)[0] else source)[0]
     return volumes or pictures or sorted(f for f in source.rglob('*') if f.is_file() and not f.name.startswith('.'))
 
-# %% ../nbs/13_infer.ipynb #c067
+# %% ../nbs/13_infer.ipynb #c079
 @patch
 def segment(self:Segmenter,
     source, # A `Scan`, or what `read_scan` takes: a file, a folder of slices, NIfTI files, a DICOM folder
@@ -357,7 +371,7 @@ def segment(self:Segmenter,
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir(): scan.source = Path(source).absolute().name
     return Segmentation(mask, prob, scan, confidence, lesion_stats(mask, scan.spacing_mm), warn, self.card, threshold, time.perf_counter()-start, files)
 
-# %% ../nbs/13_infer.ipynb #c071
+# %% ../nbs/13_infer.ipynb #c085
 _loaded = {}
 
 def segment(
@@ -376,7 +390,7 @@ def segment(
         _loaded[key] = Segmenter(card, threads=threads)
     return _loaded[key].segment(source, threshold=threshold, flips=flips)
 
-# %% ../nbs/13_infer.ipynb #c075
+# %% ../nbs/13_infer.ipynb #c089
 ORANGE = (230,159,0) # Of Okabe and Ito's colours: told from grey by everybody
 
 def overlay(
@@ -391,7 +405,7 @@ def overlay(
     alpha = np.where(boundary(mask), 1., fill*mask)[...,None]
     return (rgb*(1-alpha) + np.array(colour)*alpha).round().astype(np.uint8)
 
-# %% ../nbs/13_infer.ipynb #c077
+# %% ../nbs/13_infer.ipynb #c091
 def pick_slices(
     area_px, # Mask pixels of each slice
     n:int=12, # At most so many
@@ -401,7 +415,7 @@ def pick_slices(
     lo,hi = (max(found[0]-1, 0), min(found[-1]+1, len(area_px)-1)) if len(found) else (0, len(area_px)-1)
     return sorted({int(round(i)) for i in np.linspace(lo, hi, min(n, hi-lo+1))})
 
-# %% ../nbs/13_infer.ipynb #c079
+# %% ../nbs/13_infer.ipynb #c093
 def tiles(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`
@@ -422,7 +436,7 @@ def tiles(
         return Image.fromarray(overlay(image, outline>0))
     return [(k, draw(k)) for k in pick_slices(m.sum((1,2)), n)]
 
-# %% ../nbs/13_infer.ipynb #c082
+# %% ../nbs/13_infer.ipynb #c096
 def preview(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`
@@ -444,7 +458,7 @@ def preview(
     draw.text((4,rows*h+2), caption.encode('ascii', 'replace').decode(), fill=(180,180,180))
     return canvas
 
-# %% ../nbs/13_infer.ipynb #c086
+# %% ../nbs/13_infer.ipynb #c100
 @patch
 def report(self:Segmentation,
     case:str|None=None, # Name of the case; by default the name of the scan
@@ -459,7 +473,7 @@ def report(self:Segmentation,
         input=[dict(name=f.name, sha256=sha256_file(f)) for f in self.files], seconds=round(self.seconds, 3), warnings=self.warnings,
         neuroseg=neuroseg.__version__, notice=NOTICE)
 
-# %% ../nbs/13_infer.ipynb #c088
+# %% ../nbs/13_infer.ipynb #c102
 OURS = re.compile(r'mask\.nii\.gz|mask\.png|masks(/.+_mask\.png)?|preview\.png|report\.json')
 
 def replaceable(
@@ -471,7 +485,7 @@ def replaceable(
     except InputError: return False
     return ours and all(OURS.fullmatch(f.relative_to(folder).as_posix()) for f in folder.rglob('*'))
 
-# %% ../nbs/13_infer.ipynb #c091
+# %% ../nbs/13_infer.ipynb #c105
 @patch
 def save(self:Segmentation,
     folder, # Of this case; its parents are made if need be
@@ -490,7 +504,7 @@ def save(self:Segmentation,
         write_json(tmp/'report.json', said)
     return said
 
-# %% ../nbs/13_infer.ipynb #c097
+# %% ../nbs/13_infer.ipynb #c111
 @dataclass
 class Found:
     "One scan among the inputs."
@@ -502,6 +516,7 @@ def _found(source, path=None, name=None, notes=()):
     path = Path(source if path is None else path).absolute()
     return Found(source, (*path.parent.parts, name or (stem(path) if not path.is_dir() else path.name) or 'scan'), list(notes))
 
+# %% ../nbs/13_infer.ipynb #c113
 SEQUENCE_LIKE = set().union(*SEQUENCE_WORDS.values()) | {'t2','t2w','adc','dwi'} # words that tell files of one patient apart
 
 def group_sequences(
@@ -519,7 +534,7 @@ def group_sequences(
         else: found.append(_found(known if len(known)>1 else known[0], known[0], name or parent.name, [f'not a known sequence, ignored: {f.name}' for f in fs if f not in known]))
     return found
 
-# %% ../nbs/13_infer.ipynb #c100
+# %% ../nbs/13_infer.ipynb #c116
 def expand(
     path:Path, # A file or folder that was given
     *,
@@ -539,7 +554,7 @@ def expand(
     whole = not folders or not depth or (path/'images').is_dir() or slice_files(path)[0] or any(is_dicom(f) for f in islice((f for f in path.rglob('*') if f.is_file()), 20))
     return [_found(path)] if whole else [f for p in folders for f in expand(p, skip=skip, depth=depth-1)]
 
-# %% ../nbs/13_infer.ipynb #c103
+# %% ../nbs/13_infer.ipynb #c119
 def case_names(
     found:list, # `Found`
 )->list: # One name each, all different
@@ -555,7 +570,7 @@ def case_names(
         if not longer: raise ConfigError(f"`{parts[clash[0]][-1]}` is given twice, or in two formats; give it once, since each scan writes to a folder of its name")
         for i in longer: depth[i] += 1
 
-# %% ../nbs/13_infer.ipynb #c106
+# %% ../nbs/13_infer.ipynb #c122
 def predict_case(
     segmenter:Segmenter,
     found:Found, # The scan
@@ -572,6 +587,7 @@ def predict_case(
     except NeurosegError as e: return dict(case=folder.name, error=str(e))
     except MemoryError: return dict(case=folder.name, error=f"`{folder.name}` needs more memory than there is; crop it, or close other programs")
 
+# %% ../nbs/13_infer.ipynb #c126
 def predict_cases(
     inputs, # A path or many: slices, folders of slices, NIfTI volumes, DICOM folders, folders of these
     out, # Folder for the results; one folder a case is made in it

@@ -6,7 +6,7 @@ Docs: https://neuroseg.github.io/neuroseg/report.html.md"""
 
 # %% auto #0
 __all__ = ['SUMMARIES', 'PAGE', 'ABOUT', 'find_repo', 'studies', 'find_study', 'study_params', 'parameters_of', 'check_params',
-           'StudyRun', 'summary', 'own_paths', 'scrub', 'scrub_all', 'publishable', 'nbformat_of', 'to_html',
+           'StudyRun', 'summary', 'own_paths', 'scrub', 'scrub_all', 'publishable', 'nbformat_of', 'to_html', 'library',
            'code_hash', 'is_current', 'why', 'execute', 'run_study', 'reproduce', 'write_index', 'figures']
 
 # %% ../nbs/16_report.ipynb #c002
@@ -310,13 +310,20 @@ def to_html(
     return PAGE.format(title=heading[1] if heading else 'study', css=css, body=exporter.from_notebook_node(nb)[0])
 
 # %% ../nbs/16_report.ipynb #c064
+def library(
+    root:Path, # Of a repository
+)->Path: # Folder of modules
+    "The library that its studies import: the repository's own, else the one that runs this."
+    own = root/'neuroseg'
+    return own if (own/'core.py').is_file() else Path(core.__file__).parent
+
 def code_hash(
     notebook:Path, # A study
 )->str: # 64 hexadecimal digits
     "Fingerprint of all code behind a run: the library's modules and the study's code cells."
     cells = need('nbformat', extra='reproduce').read(notebook, as_version=4).cells
     code = '\n'.join(c.source for c in cells if c.cell_type=='code')
-    return hashlib.sha256((hash_files(Path(core.__file__).parent.glob('*.py')) + code).encode()).hexdigest()
+    return hashlib.sha256((hash_files(library(find_repo(notebook.parent)).glob('*.py')) + code).encode()).hexdigest()
 
 def is_current(
     folder, # Of a run
@@ -331,12 +338,12 @@ def is_current(
 
 # %% ../nbs/16_report.ipynb #c067
 @contextlib.contextmanager
-def _as_here():
-    "Kernels started inside import this very library, and papermill's log keeps quiet."
+def _importing(folder): # From `library`
+    "Kernels started inside find this library, installed or not, and papermill's log keeps quiet."
     import logging
     log, before = logging.getLogger('papermill'), os.environ.get('PYTHONPATH')
     level = log.level
-    os.environ['PYTHONPATH'] = os.pathsep.join([str(Path(core.__file__).parents[1]), *([before] if before else [])])
+    os.environ['PYTHONPATH'] = os.pathsep.join([str(folder.parent), *([before] if before else [])])
     log.setLevel(logging.CRITICAL)
     try: yield
     finally:
@@ -376,7 +383,7 @@ def execute(
     bar = dict(desc=notebook.stem, unit='cell', leave=False) if progress else False
     file = folder/'notebook.ipynb'
     try:
-        with _as_here(): papermill.execute_notebook(nbformat.read(notebook, as_version=4), str(file), parameters=params, cwd=str(root), progress_bar=bar,
+        with _importing(library(root)): papermill.execute_notebook(nbformat.read(notebook, as_version=4), str(file), parameters=params, cwd=str(root), progress_bar=bar,
                                                     start_timeout=300, extra_arguments=['--log-level=50'])
     except (papermill.PapermillExecutionError, dead) as e: raise why(e, notebook.stem, nbformat.read(file, as_version=4).cells) from None
     return nbformat.read(file, as_version=4)

@@ -48,7 +48,7 @@ class TrainConfig:
     model:str = 'fast' # Network, a key of `models.MODELS`
     pretrained:bool = True # Start the encoder from ImageNet where the network has one
     n_in:int = 5 # Input channels: pre, flair, post and the FLAIR neighbours
-    prep:Prep|None = Prep() # Preparation of the slices; None for `thesis_set`
+    prep:Prep = Prep() # Preparation of the slices; says nothing where they come from `thesis_set`
     loss:str = 'dice_bce' # 'dice_bce' or 'thesis'
     optimizer:str = 'adamw' # 'adamw' or 'adam'
     schedule:str = 'one_cycle' # 'one_cycle' or 'flat'
@@ -75,8 +75,8 @@ class TrainConfig:
         if min(self.epochs, self.bs, self.valid_bs)<1: raise ConfigError(f"TrainConfig: epochs {self.epochs}, bs {self.bs}, valid_bs {self.valid_bs}; expected at least 1 of each")
 
 # %% ../nbs/11_train.ipynb #c013
-THESIS_RECIPE = TrainConfig(model='thesis', pretrained=False, n_in=1, prep=None, loss='thesis', optimizer='adam', schedule='flat', lr=1e-4, wd=0.,
-    epochs=50, bs=16, sampling='all', augment=None, ema=None, keep='best', patience=5, eps=1e-7, valid_bs=16, drop_last=False)
+THESIS_RECIPE = TrainConfig(model='thesis', pretrained=False, n_in=1, prep=Prep(size_px=128, context=0), loss='thesis', optimizer='adam', schedule='flat',
+    lr=1e-4, wd=0., epochs=50, bs=16, sampling='all', augment=None, ema=None, keep='best', patience=5, eps=1e-7, valid_bs=16, drop_last=False)
 
 # %% ../nbs/11_train.ipynb #c015
 def config_dict(
@@ -264,7 +264,7 @@ def save_weights(
     w = learn.weight_average.avg if hasattr(learn,'weight_average') else learn.model.state_dict()
     with atomic_path(path) as tmp: tmp.write_bytes(st.save({k:v.detach().cpu().contiguous() for k,v in w.items()}))
 
-# %% ../nbs/11_train.ipynb #c064
+# %% ../nbs/11_train.ipynb #c065
 @contextmanager
 def _opening(path, is_what):
     "Turn what a damaged or foreign safetensors file raises into one sentence."
@@ -285,7 +285,7 @@ def load_weights(
     model.load_state_dict(w)
     return model.eval()
 
-# %% ../nbs/11_train.ipynb #c067
+# %% ../nbs/11_train.ipynb #c068
 def learner_state(
     learn:Learner,
 )->dict: # Name to tensor
@@ -295,7 +295,7 @@ def learner_state(
     if hasattr(learn, 'weight_average'): out |= {f'avg.{k}':v for k,v in learn.weight_average.avg.items()}
     return {k:v.detach().cpu().contiguous() for k,v in out.items()}
 
-# %% ../nbs/11_train.ipynb #c071
+# %% ../nbs/11_train.ipynb #c072
 def save_checkpoint(
     learn:Learner,
     path:Path, # `.safetensors`
@@ -306,14 +306,14 @@ def save_checkpoint(
     if hasattr(learn, 'weight_average'): meta = {**meta, 'avg_n':learn.weight_average.n}
     with atomic_path(path) as tmp: tmp.write_bytes(st.save(learner_state(learn), metadata={'run':json.dumps(meta)}))
 
-# %% ../nbs/11_train.ipynb #c073
+# %% ../nbs/11_train.ipynb #c074
 def checkpoint_meta(
     path:Path, # `.safetensors` written by `save_checkpoint`
 )->dict: # Its facts
     "What a checkpoint says about itself, without loading a tensor."
     with _opening(path, 'a checkpoint') as st, st.safe_open(path, 'pt') as f: return json.loads(f.metadata()['run'])
 
-# %% ../nbs/11_train.ipynb #c075
+# %% ../nbs/11_train.ipynb #c076
 def _like(v, ref):
     "`v` with the device and memory layout of `ref`, so that arithmetic runs in the same order as before."
     return torch.empty_like(ref, dtype=v.dtype).copy_(v) if v.shape==ref.shape else v
@@ -339,7 +339,7 @@ def load_checkpoint(
     if hasattr(learn, 'weight_average'): learn.weight_average.avg,learn.weight_average.n = {k:_like(v, weights[k]) for k,v in part('avg.').items()},meta['avg_n']
     return meta
 
-# %% ../nbs/11_train.ipynb #c077
+# %% ../nbs/11_train.ipynb #c078
 def write_history(
     path:Path, # `history.csv`
     rows:list, # One dict an epoch
@@ -356,7 +356,7 @@ def read_history(
     except OSError as e: raise InputError(f"`{Path(path).name}` cannot be read; expected the log of a training in `{Path(path).parent.name}`") from e
     return [{k: int(v) if k=='epoch' else float(v) for k,v in row.items()} for row in csv.DictReader(text.splitlines())]
 
-# %% ../nbs/11_train.ipynb #c079
+# %% ../nbs/11_train.ipynb #c080
 class Checkpoint(Callback):
     "After each epoch: one row of history.csv, a checkpoint to resume from, the best weights, and early stopping."
     order = 60
@@ -374,7 +374,7 @@ class Checkpoint(Callback):
         names,values = self.recorder.metric_names[1:-1], self.recorder.log[1:]
         return {'epoch':self.epoch, **dict(zip(names, map(float,values))), 'train_s':round(self.train_s,1)}
 
-# %% ../nbs/11_train.ipynb #c082
+# %% ../nbs/11_train.ipynb #c083
 @patch
 def after_epoch(self:Checkpoint):
     if self.epoch<self.start: return # fastai runs through the finished epochs without training
@@ -391,7 +391,7 @@ def after_epoch(self:Checkpoint):
         'smooth':[mean.count, float(mean.val)], 'config':config_dict(self.cfg), 'data':self.data})
     if self.cfg.patience and self.epoch-self.best['epoch']>=self.cfg.patience: raise CancelFitException
 
-# %% ../nbs/11_train.ipynb #c089
+# %% ../nbs/11_train.ipynb #c090
 def resume(
     learn:Learner, # As `make_learner` makes it
     folder:Path, # Of the run
@@ -408,7 +408,7 @@ def resume(
     if meta.get('data') not in (None, data): raise RunError(f"train: `{path.parent.name}` holds a checkpoint of a training on other slices; choose another folder or delete it")
     return load_checkpoint(learn, path)
 
-# %% ../nbs/11_train.ipynb #c092
+# %% ../nbs/11_train.ipynb #c093
 def finished(
     meta:dict|None, # Facts of a checkpoint
     cfg:TrainConfig,
@@ -417,7 +417,7 @@ def finished(
     if not meta: return False
     return meta['next_epoch']>=cfg.epochs or bool(cfg.patience and meta['next_epoch']-1-meta['best']['epoch']>=cfg.patience)
 
-# %% ../nbs/11_train.ipynb #c094
+# %% ../nbs/11_train.ipynb #c095
 def hand_out(
     learn:Learner,
     folder:Path, # Of the run
@@ -431,7 +431,7 @@ def hand_out(
     learn.model.eval()
     return learn
 
-# %% ../nbs/11_train.ipynb #c097
+# %% ../nbs/11_train.ipynb #c098
 @contextmanager
 def _quiet(learn, progress):
     "No bars and rows if not wanted; an error of ours without fastai's remark on the callback; no autocast left open."
@@ -466,7 +466,7 @@ def train(
         with _quiet(learn, progress): fit(cfg.epochs, cfg.lr, cbs=[Checkpoint(folder, cfg, start, meta, data), *cbs], start_epoch=start)
     return hand_out(learn, folder, cfg)
 
-# %% ../nbs/11_train.ipynb #c118
+# %% ../nbs/11_train.ipynb #c119
 class ZeroMean(nn.Module):
     "[0, 1] to about zero mean and unit spread, as ImageNet encoders were trained."
     def forward(self, x): return (x-.5)*4

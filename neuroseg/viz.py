@@ -380,7 +380,7 @@ def by_size(
     patients, # Rows with a column `institution`
 )->list: # Institutions, most patients first
     "Institutions in the order of every figure."
-    n = as_frame(patients)['institution'].fillna('').value_counts()
+    n = as_frame(patients)['institution'].fillna('unknown').value_counts()
     return sorted(n.index, key=lambda o: (-n[o], o))
 
 # %% ../nbs/15_viz.ipynb #c068
@@ -389,7 +389,7 @@ def slices_per_patient(
     patients, # Rows with institution, n_slices, n_tumour
 ): # Figure
     "A bar a patient: its slices, and those with tumour."
-    f, x = as_frame(patients).fillna({'institution':''}), 0
+    f, x = as_frame(patients).fillna({'institution':'unknown'}), 0
     fig, ax = new_figure(height_in=2.1)
     for place in by_size(f):
         g = f[f['institution']==place].sort_values(['n_slices', 'n_tumour'], ascending=False)
@@ -419,7 +419,7 @@ def lesion_by_institution(
     by:str='institution', # Or another column of groups, such as 'fold'
 ): # Figure
     "Lesion size of every patient, group by group."
-    f = as_frame(patients).fillna({'institution':''})
+    f = as_frame(patients).fillna({'institution':'unknown'})
     groups = by_size(f) if by=='institution' else sorted(f[by].unique())
     fig, ax = new_figure(height_in=.7+.33*len(groups))
     for i,place in enumerate(groups):
@@ -492,7 +492,7 @@ def fold_balance(
     patients, # Rows with fold, institution, n_slices, n_tumour, lesion_px
 ): # Figure
     "Whether the folds resemble each other: patients by institution, slices, lesions."
-    f = as_frame(patients).fillna({'institution':''})
+    f = as_frame(patients).fillna({'institution':'unknown'})
     folds = sorted(f['fold'].unique())
     fig, (a, b, c) = new_figure(1, 3, height_in=2.2)
     low = np.zeros(len(folds))

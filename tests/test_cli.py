@@ -444,7 +444,7 @@ def test_sealed_patients_are_never_scored(cohort, tmp_path):
     assert [c.patient for c in cli.cohort_cases(tmp_path)] == ['TCGA_CS_4941']
 
 
-@pytest.mark.parametrize('words,says', [(['--set', 'epochs'], 'no setting'), (['--set', 'epoch=3'], 'there is no setting `epoch`'), (['--set', 'prep.size_px=big'], '`prep.size_px`'),
+@pytest.mark.parametrize('words,says', [(['--set', 'epochs'], 'no setting'), (['--set', 'epoch=3'], 'unknown setting epoch'), (['--set', 'prep.size_px=big'], '`prep.size_px`'),
                                         (['--set', 'model=resnet'], 'resnet'), (['--fold', '9'], 'fold 9'), (['--config', 'absent.json'], '`absent.json`')])
 def test_train_refuses_nonsense(run, cohort, tmp_path, words, says):
     refused(run('train', cohort, '-o', tmp_path/'run', *words), says)

@@ -1,0 +1,304 @@
+"Runs of studies: parameters arrive, failures leave the former result, nothing of the machine gets out, stored runs can be redrawn."
+import json, os, re, shutil, signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+for library in ('papermill', 'nbconvert', 'matplotlib', 'yaml'): pytest.importorskip(library)
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from neuroseg import core, report
+from neuroseg.core import ConfigError, DataError, RunError, read_json, sha256_file, write_json
+from neuroseg.splits import SEALED
+
+KERNEL = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
+COIN = ('from neuroseg.report import SUMMARIES, StudyRun\nfrom neuroseg.viz import table',
+        'SUMMARIES["10_coin"] = lambda run: dict(heads=int(table(run, "tosses")["heads"].sum()), headline="Tossed.")',
+        'run = StudyRun("10_coin", profile=profile, out=out, n_tosses=n_tosses, where=where)',
+        'run.table("tosses", [dict(toss=i, heads=i%2) for i in range(n_tosses)])',
+        'import os\nprint(os.getcwd(), run.folder.absolute(), os.path.expanduser("~"))\nn_tosses',
+        'run.finish()')
+
+
+def write_study(root, name, cells, profiles, params='profile = "smoke"\nout = None\nn_tosses = 4\nwhere = None'):
+    "A repository with one more study."
+    nb = new_notebook(metadata=KERNEL, cells=[new_markdown_cell('# A study\n\n> Of something'), new_code_cell(params, metadata={'tags': ['parameters']}), *map(new_code_cell, cells)])
+    (root/'nbs/studies').mkdir(parents=True, exist_ok=True)
+    (root/'reports'/name).mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, root/f'nbs/studies/{name}.ipynb')
+    (root/'reports'/name/'params.yml').write_text(json.dumps(profiles)) # JSON is YAML
+
+
+def files(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
+
+
+def text_of(folder): return '\n'.join(b.decode() for name, b in files(folder).items() if Path(name).suffix in ('.json', '.ipynb', '.html', '.csv', '.md'))
+
+
+@pytest.fixture(scope='module')
+def repo(tmp_path_factory):
+    "A small repository, and its study run in two profiles."
+    root = tmp_path_factory.mktemp('somebody')/'repo'
+    write_study(root, '10_coin', COIN, {'smoke': {}, 'cpu': {'n_tosses': 9, 'where': str(root/'data')}})
+    for profile in ('smoke', 'cpu'): report.run_study('10', profile, root=root, progress=False)
+    return root
+
+
+@pytest.fixture
+def spare(tmp_path):
+    "A place for a study that goes wrong, with results of an earlier run."
+    def make(*cells, profiles={'smoke': {}}):
+        write_study(tmp_path, '11_die', cells, profiles)
+        former = tmp_path/'reports/11_die/smoke'
+        former.mkdir(exist_ok=True)
+        (former/'summary.json').write_text('{"former": true}')
+        return tmp_path
+    return make
+
+
+# Parameters
+
+def test_injected_values_arrive(repo):
+    nb = nbformat.read(repo/'reports/10_coin/cpu/notebook.ipynb', as_version=4)
+    assert [c.outputs[-1].data['text/plain'] for c in nb.cells if c.source.endswith('\nn_tosses')] == ['9']
+    assert len((repo/'reports/10_coin/cpu/tosses.csv').read_text().splitlines()) == 10
+    assert read_json(repo/'reports/10_coin/cpu/run.json')['params']['n_tosses'] == 9
+    assert read_json(repo/'reports/10_coin/smoke/run.json')['params']['n_tosses'] == 4
+
+
+def test_profiles_do_not_overwrite_each_other(repo):
+    before = files(repo/'reports/10_coin/cpu')
+    report.run_study('coin', 'smoke', root=repo, progress=False, n_tosses=6)
+    assert read_json(repo/'reports/10_coin/smoke/summary.json')['heads'] == 3
+    assert files(repo/'reports/10_coin/cpu') == before
+
+
+@pytest.mark.parametrize('cells,params,says', [
+    (COIN, dict(tosses=3), "no parameter 'tosses'; choose from profile, out, n_tosses, where"),
+    ((COIN[0],), dict(profil='x'), "no parameter 'profil'"),
+])
+def test_a_misspelt_parameter_is_refused_before_anything_runs(spare, cells, params, says):
+    root = spare(*cells)
+    with pytest.raises(ConfigError, match=re.escape(says)): report.run_study('die', root=root, progress=False, **params)
+
+
+def test_a_tag_that_was_lost_is_noticed(spare):
+    root = spare('1')
+    nb = nbformat.read(root/'nbs/studies/11_die.ipynb', as_version=4)
+    for c in nb.cells: c.metadata = {}
+    nbformat.write(nb, root/'nbs/studies/11_die.ipynb')
+    with pytest.raises(ConfigError, match='no cells tagged `parameters`'): report.run_study('die', root=root, progress=False)
+
+
+@pytest.mark.parametrize('text,says', [('smoke: [', 'is not valid YAML'), ('cpu: {}', "no profile 'smoke'; choose one of cpu"), ('', "no profile 'smoke'"), (None, 'no `params.yml`')])
+def test_a_bad_params_file_is_one_sentence(spare, text, says):
+    root = spare('1')
+    file = root/'reports/11_die/params.yml'
+    file.unlink() if text is None else file.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(says)) as e: report.run_study('die', root=root, progress=False)
+    assert '\n' not in str(e.value)
+
+
+def test_no_repository_is_one_sentence(tmp_path):
+    with pytest.raises(RunError, match='clone it') as e: report.reproduce(root=tmp_path)
+    assert '\n' not in str(e.value)
+
+
+# What a run leaves
+
+def test_a_run_is_whole(repo):
+    assert set(files(repo/'reports/10_coin/cpu')) == {'notebook.html', 'notebook.ipynb', 'run.json', 'summary.json', 'tosses.csv'}
+    record = read_json(repo/'reports/10_coin/cpu/run.json')
+    assert {f.name for f in __import__('dataclasses').fields(core.RunRecord)} | {'study', 'profile', 'code'} == set(record)
+    assert record['seconds'] > 0 and record['peak_mb'] > 10
+    assert [p.name for p in (repo/'reports/10_coin').iterdir() if p.name.startswith('.')] == []
+
+
+def test_nothing_of_the_machine_gets_out(repo):
+    everything = text_of(repo/'reports/10_coin')
+    leaks = [str(repo), str(repo.parent), str(Path.home())+'/', 'papermill', 'start_time', 'iopub', 'ipykernel_', '.ssh']
+    assert [w for w in leaks if w in everything] == []
+    assert read_json(repo/'reports/10_coin/cpu/run.json')['params']['where'] == 'data'
+    injected = [c.source for c in nbformat.read(repo/'reports/10_coin/cpu/notebook.ipynb', as_version=4).cells if 'injected-parameters' in c.metadata.get('tags', [])]
+    assert 'out = "reports/10_coin/cpu"' in injected[0]
+
+
+def test_the_page_needs_nothing_else(repo):
+    page = (repo/'reports/10_coin/cpu/notebook.html').read_text(encoding='utf-8')
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"|@import|<script', page) == []
+    assert len(page) < 60_000
+
+
+@pytest.mark.parametrize('path,text', [('/home/ann', 'in /home/ann/x and /home/anna'), ('C:\\Users\\Ann\\repo', 'at C:\\Users\\Ann\\repo\\a and C:/Users/Ann/repo/b')])
+def test_only_whole_paths_are_replaced(path, text):
+    got = report.scrub(text, {path: '.'})
+    assert 'ann/' not in got.lower() and 'ann\\' not in got.lower()
+    assert report.scrub('/opt/data-2/x', {'/opt/data': '.'}) == '/opt/data-2/x'
+
+
+# Failures
+
+def test_a_failing_cell_leaves_the_former_result(spare):
+    root = spare('# the roll\nfaces = 6', 'print("so far")', 'faces/0')
+    with pytest.raises(RunError) as e: report.run_study('die', root=root, progress=False)
+    assert str(e.value) == 'study 11_die stopped in cell [5] `faces/0`: ZeroDivisionError: division by zero'
+    assert files(root/'reports/11_die/smoke') == {'summary.json': b'{"former": true}'}
+    assert [p.name for p in (root/'reports/11_die').iterdir() if p.name.startswith('.')] == []
+    kept = (root/'reports/11_die/smoke.failed/failed.ipynb').read_text()
+    assert 'so far' in kept and str(root) not in kept
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='no SIGKILL')
+def test_a_killed_kernel_is_one_sentence(spare):
+    root = spare('x = 1', f'import os; os.kill(os.getpid(), {signal.SIGKILL:d})', 'x')
+    with pytest.raises(RunError, match=r'^study 11_die: the kernel was killed at `import os; os\.kill') as e: report.run_study('die', root=root, progress=False)
+    assert '\n' not in str(e.value) and 'memory' in str(e.value)
+    assert files(root/'reports/11_die/smoke') == {'summary.json': b'{"former": true}'}
+    assert [p.name for p in (root/'reports/11_die').iterdir() if p.name.startswith('.')] == []
+
+
+def test_an_error_of_ours_keeps_its_type(spare, monkeypatch, tmp_path):
+    monkeypatch.delenv('NEUROSEG_DATA', raising=False)
+    monkeypatch.setenv('NEUROSEG_CACHE', str(tmp_path/'cache'))
+    root = spare('from neuroseg.report import StudyRun', 'StudyRun("11_die", profile=profile, out=out).cohort()', profiles={'cpu': {}})
+    with pytest.raises(DataError, match=r"^study 11_die: cohort 'lgg' is not at .* set NEUROSEG_DATA") as e: report.run_study('die', 'cpu', root=root, progress=False)
+    assert '\n' not in str(e.value)
+    assert (root/'reports/11_die/cpu.failed/failed.ipynb').exists()
+
+
+@pytest.mark.parametrize('cells,says', [
+    (('1',), 'ended without `run.finish()`'),
+    ((*COIN[:2], 'n_tosses = 5', *COIN[2:]), 'did not run with the given n_tosses'),
+])
+def test_a_study_that_breaks_the_rules_is_refused(spare, cells, says):
+    root = spare(*cells)
+    with pytest.raises(RunError, match=re.escape(says)): report.run_study('die', root=root, progress=False, n_tosses=3)
+    assert files(root/'reports/11_die/smoke') == {'summary.json': b'{"former": true}'}
+
+
+def test_a_good_run_clears_the_failed_one(repo):
+    failed = repo/'reports/10_coin/smoke.failed'
+    failed.mkdir()
+    report.run_study('coin', root=repo, progress=False)
+    assert not failed.exists()
+
+
+# Order, resuming, index
+
+@pytest.fixture
+def calls(monkeypatch):
+    "What `reproduce` would run, without running it."
+    done = []
+    monkeypatch.setattr(report, 'run_study', lambda name, profile, **kw: done.append((name, profile, kw['resume'])))
+    return done
+
+
+def test_studies_run_by_number(tmp_path, calls):
+    for name, profiles in {'20_b': {'smoke': {}, 'cpu': {}}, '3_c': {'smoke': {}}, '100_a': {'smoke': {}, 'cpu': {}}}.items(): write_study(tmp_path, name, ['1'], profiles)
+    report.reproduce(root=tmp_path, progress=False)
+    report.reproduce(['a', '20'], 'cpu', root=tmp_path, progress=False, resume=True)
+    report.reproduce(profile='cpu', root=tmp_path, progress=False)
+    assert calls == [('3_c','smoke',False), ('20_b','smoke',False), ('100_a','smoke',False), ('20_b','cpu',True), ('100_a','cpu',True), ('20_b','cpu',False), ('100_a','cpu',False)]
+
+
+@pytest.mark.parametrize('names', [['a', 'nothing'], ['3_c', 'a']])
+def test_what_cannot_run_is_said_before_the_first_study(tmp_path, calls, names):
+    for name, profiles in {'3_c': {'smoke': {}}, '100_a': {'smoke': {}, 'cpu': {}}}.items(): write_study(tmp_path, name, ['1'], profiles)
+    with pytest.raises(ConfigError): report.reproduce(names, 'cpu', root=tmp_path, progress=False)
+    assert calls == []
+
+
+def test_resume_skips_only_what_would_be_the_same(repo, monkeypatch):
+    ran = []
+    def record(*args, **kwargs): ran.append(args[0].stem); raise RunError('ran')
+    monkeypatch.setattr(report, 'execute', record)
+    def runs(**params):
+        ran.clear()
+        try: report.run_study('coin', 'cpu', root=repo, resume=True, progress=False, **params)
+        except RunError: pass
+        return bool(ran)
+    assert not runs()
+    assert runs(n_tosses=10)
+    study = repo/'nbs/studies/10_coin.ipynb'
+    before = study.read_bytes()
+    nb = nbformat.read(study, as_version=4)
+    nb.cells[0].source += '\n\nMore prose.'
+    nbformat.write(nb, study)
+    assert not runs()
+    nb.cells[-1].source += '\n1'
+    nbformat.write(nb, study)
+    assert runs()
+    study.write_bytes(before)
+    assert not runs()
+
+
+def test_a_change_of_the_library_is_a_change_of_the_code(tmp_path):
+    write_study(tmp_path, '11_die', ['1'], {})
+    (tmp_path/'neuroseg').mkdir()
+    (tmp_path/'neuroseg/core.py').write_text('x = 1')
+    notebook = tmp_path/'nbs/studies/11_die.ipynb'
+    before = report.code_hash(notebook)
+    (tmp_path/'neuroseg/core.py').write_text('x = 2')
+    assert report.code_hash(notebook) != before
+
+
+def test_the_index_lists_kept_runs_only(repo):
+    for name in ('smoke', 'gpu', 'private_site', '.1a2b-cpu', 'cpu.failed'):
+        folder = repo/'reports/10_coin'/name
+        if not folder.exists(): shutil.copytree(repo/'reports/10_coin/cpu', folder)
+    (repo/'reports/10_coin/cpu.failed/run.json').unlink()
+    rows = [l for l in report.write_index(repo).read_text().splitlines() if l.startswith('| 10_coin')]
+    for name in ('gpu', 'private_site', '.1a2b-cpu', 'cpu.failed'): shutil.rmtree(repo/'reports/10_coin'/name)
+    assert len(rows) == 1 and '| cpu | Tossed. |' in rows[0] and '(10_coin/cpu/notebook.html)' in rows[0]
+
+
+# The runs that this repository keeps
+
+def kept_runs(root): return [f.parent for f in sorted(root.glob('reports/*/cpu/run.json'))]
+
+
+def test_the_index_is_in_step(root, tmp_path):
+    for f in root.glob('reports/*/cpu/*.json'):
+        (tmp_path/f.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(f, tmp_path/f.relative_to(root))
+    for f in root.glob('reports/*/cpu/notebook.*'): shutil.copy(f, tmp_path/f.relative_to(root))
+    shutil.copytree(root/'nbs/studies', tmp_path/'nbs/studies')
+    assert (root/'reports/README.md').read_text(encoding='utf-8') == report.write_index(tmp_path).read_text(encoding='utf-8'), 'run neuroseg.report.write_index()'
+
+
+def test_kept_summaries_are_what_their_tables_say(root):
+    assert kept_runs(root)
+    for run in kept_runs(root): 
+        if run.parent.name in report.SUMMARIES: assert read_json(run/'summary.json') == report.summary(run), run
+
+
+def test_kept_figures_are_what_their_tables_draw(root, tmp_path):
+    "The same picture up to the rendering of letters, which differs between versions of matplotlib; twice the same bytes here."
+    from PIL import Image
+    seen = 0
+    for run in kept_runs(root):
+        copy = tmp_path/run.parent.name/'cpu'
+        shutil.copytree(run, copy)
+        for name in report.FIGURES.get(run.parent.name, {}):
+            stored = np.asarray(Image.open(run/'figures'/f'{name}.png').convert('RGB'), float)
+            again = report.draw(copy, run.parent.name, name)
+            assert sha256_file(again) == sha256_file(report.draw(copy, run.parent.name, name))
+            fresh = np.asarray(Image.open(again).convert('RGB'), float)
+            assert np.abs(np.array(fresh.shape)-stored.shape).max() <= 2, (run, name)
+            h, w = np.minimum(fresh.shape[:2], stored.shape[:2])
+            assert np.abs(fresh[:h,:w]-stored[:h,:w]).mean() < 4, f'{run.parent.name}/{name}: run `neuroseg figures`'
+            seen += 1
+    assert seen
+
+
+def test_kept_runs_name_no_machine_and_are_small(root):
+    for run in kept_runs(root):
+        found = re.findall(r'(?:/home|/Users|/root|/tmp|/work)/\S{0,40}|[A-Z]:\\\\Users\S{0,40}|ipykernel_\d+|"papermill"', text_of(run))
+        assert found == [], run
+        big = {name: len(b) for name, b in files(run).items() if len(b) > (200_000 if name.startswith('figures/') else 1_000_000)}
+        assert big == {}, run
+
+
+def test_no_sealed_patient_stands_in_a_kept_run(root):
+    for run in kept_runs(root): assert [p for p in SEALED if p in text_of(run)] == [], run

@@ -1,0 +1,226 @@
+"Figures: readable when small, told apart by everybody, the same bytes in every process."
+import itertools, subprocess, sys
+
+import numpy as np
+import pytest
+
+pd = pytest.importorskip('pandas')
+pytest.importorskip('matplotlib')
+from neuroseg import viz
+from neuroseg.core import ConfigError, InputError, ShapeError, sha256_file
+
+
+@pytest.fixture(scope='module')
+def patients():
+    rng = np.random.default_rng(0)
+    n = 30
+    rows = pd.DataFrame(dict(patient=[f'PH_{i:04}' for i in range(n)], institution=rng.choice(['DU', 'HT', 'CS', 'FG', 'EZ'], n), fold=np.arange(n)%5,
+                             n_slices=rng.integers(20, 80, n), lesion_px=rng.lognormal(9.6, 1, n).astype(int), dice=rng.beta(6, 1.6, n)))
+    return rows.assign(n_tumour=(rows['n_slices']*.35).astype(int))
+
+
+@pytest.fixture(scope='module')
+def history():
+    return pd.DataFrame([dict(epoch=e, train_loss=.9**e, valid_loss=.93**e+.01*max(e-12, 0), train_dice=1-.9**e, pooled_dice=.9-.9**e*.8) for e in range(18)])
+
+
+@pytest.fixture(scope='module')
+def networks():
+    torch = pytest.importorskip('torch')
+    from neuroseg.models import ThesisUnet
+    return torch, viz.trace_network(ThesisUnet(1, widths=(64,128,256)), (1,64,64))
+
+
+@pytest.fixture(scope='module')
+def drawn(patients, history, networks):
+    "One of each figure."
+    rng = np.random.default_rng(1)
+    slices = pd.DataFrame([dict(patient=p, z=(k+.5)/n, area_px=max(0, int(900*np.sin(np.pi*(k+.5)/n)-400))) for p,n in zip(patients['patient'], patients['n_slices']) for k in range(n)])
+    levels = pd.DataFrame([dict(institution=p, sequence=s, grey=g, share=.02) for p in 'AB' for s in ('pre','flair','post') for g in range(2, 256, 4)])
+    grey = rng.integers(0, 255, (64,64)).astype(np.uint8)
+    mask = np.zeros((64,64), bool); mask[20:40,20:40] = True
+    two = pd.concat([patients.assign(model='all sequences'), patients.assign(model='FLAIR only')])
+    return {'training_curves': viz.training_curves(history), 'architecture': viz.architecture(networks[1]), 'dice_strip': viz.dice_strip(two, by='model'),
+            'slices_per_patient': viz.slices_per_patient(patients), 'lesion_by_institution': viz.lesion_by_institution(patients), 'lesion_extent': viz.lesion_extent(slices),
+            'intensity_curves': viz.intensity_curves(levels), 'lesion_map': viz.lesion_map(grey, mask.astype(np.uint8), 10), 'fold_balance': viz.fold_balance(patients),
+            'montage': viz.montage([grey]*4, list('abcd')), 'triptych': viz.triptych([viz.triptych_panel(grey, mask, mask)]*2, ['Dice 0.9', 'Dice 0.8'])}
+
+
+def renderer_of(fig):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    renderer = FigureCanvasAgg(fig).get_renderer()
+    fig.draw(renderer)
+    return renderer
+
+
+def test_letters_stay_readable_at_300_pixels(drawn):
+    from matplotlib.text import Text
+    small = {name: min(t.get_fontsize()/72*300/fig.get_size_inches()[0] for t in fig.findobj(Text) if t.get_text().strip()) for name,fig in drawn.items()}
+    assert min(small.values()) >= 6.5, small
+
+
+def test_nothing_is_cut_off(drawn):
+    cut = {}
+    for name, fig in drawn.items():
+        box, (wide, high) = fig.get_tightbbox(renderer_of(fig)), fig.get_size_inches()
+        if min(box.x0, box.y0, wide-box.x1, high-box.y1) < -.01: cut[name] = (box.x0, box.y0, wide-box.x1, high-box.y1)
+    assert cut == {}
+
+
+def test_tick_labels_do_not_overlap(drawn):
+    bad = []
+    for name, fig in drawn.items():
+        renderer = renderer_of(fig)
+        for axis in (a for ax in fig.axes if ax.axison for a in (ax.xaxis, ax.yaxis)):
+            lo, hi = sorted(axis.get_view_interval())
+            shown = [t.label1 for t in axis.get_major_ticks()+axis.get_minor_ticks() if lo <= t.get_loc() <= hi and t.label1.get_visible() and t.label1.get_text()]
+            bad += [(name, a.get_text(), b.get_text()) for a,b in itertools.combinations(shown, 2) if a.get_window_extent(renderer).overlaps(b.get_window_extent(renderer))]
+    assert bad == []
+
+
+def test_the_checks_of_text_can_fail():
+    fig, ax = viz.new_figure(width_in=2, height_in=1)
+    ax.text(1, 1, 'a label that leaves the figure at its right')
+    assert fig.get_tightbbox(renderer_of(fig)).x1 > 2
+
+
+# Machado, Oliveira, Fernandes 2009, severity 1: linear RGB as protanopes, deuteranopes and tritanopes see it
+SEEN_AS = {'protan': [[.152286, 1.052583, -.204868], [.114503, .786281, .099216], [-.003882, -.048116, 1.051998]],
+           'deutan': [[.367322, .860646, -.227968], [.280085, .672501, .047413], [-.011820, .042940, .968881]],
+           'tritan': [[1.255528, -.076749, -.178779], [-.078411, .930809, .147602], [.004733, .691367, .303900]]}
+
+
+def lab(rgb, seen_as):
+    "CIE L*a*b* of an sRGB colour, as somebody sees it."
+    c = np.array(rgb)/255
+    c = np.where(c <= .04045, c/12.92, ((c+.055)/1.055)**2.4)
+    c = np.clip(np.array(SEEN_AS.get(seen_as, np.eye(3))) @ c, 0, 1)
+    xyz = np.array([[.4124,.3576,.1805], [.2126,.7152,.0722], [.0193,.1192,.9505]]) @ c / [.9505, 1, 1.089]
+    f = np.where(xyz > .008856, np.cbrt(xyz), 7.787*xyz+16/116)
+    return np.array([116*f[1]-16, 500*(f[0]-f[1]), 200*(f[1]-f[2])])
+
+
+@pytest.mark.parametrize('eye', ['normal', *SEEN_AS])
+@pytest.mark.parametrize('a,b', [('train', 'valid'), ('true', 'pred'), *itertools.combinations(viz.SERIES[:4], 2)])
+def test_colours_are_told_apart(a, b, eye):
+    assert np.linalg.norm(lab(viz.rgb(a), eye) - lab(viz.rgb(b), eye)) > 15
+
+
+def test_the_check_of_colours_can_fail():
+    assert np.linalg.norm(lab((255,0,0), 'deutan') - lab((160,120,0), 'deutan')) < 15 < np.linalg.norm(lab((255,0,0), 'normal') - lab((160,120,0), 'normal'))
+
+
+CODE = '''
+import sys
+from neuroseg import viz
+rows = [dict(institution='AB'[i%2], fold=i%2, n_slices=20+i, n_tumour=7, lesion_px=1000*(i+1)) for i in range(9)]
+viz.save_figure(viz.fold_balance(rows), sys.argv[1])
+'''
+
+
+@pytest.mark.parametrize('kind', ['png', 'svg', 'pdf'])
+def test_another_process_draws_the_same_bytes(tmp_path, root, kind):
+    def run(name, **env):
+        subprocess.run([sys.executable, '-W', 'error', '-c', CODE, str(tmp_path/name)], check=True, cwd=root, env={**__import__('os').environ, **env})
+        return sha256_file(tmp_path/name)
+    (tmp_path/'matplotlibrc').write_text('font.size: 20\naxes.facecolor: yellow\nsavefig.dpi: 300\n')
+    assert run(f'a.{kind}', PYTHONHASHSEED='1') == run(f'b.{kind}', PYTHONHASHSEED='2', MATPLOTLIBRC=str(tmp_path/'matplotlibrc'))
+
+
+def test_drawing_leaves_the_readers_settings_alone(patients):
+    import matplotlib
+    before = dict(matplotlib.rcParams)
+    viz.slices_per_patient(patients)
+    with pytest.raises(InputError): viz.slices_per_patient([])
+    assert dict(matplotlib.rcParams) == before
+    assert 'matplotlib.pyplot' not in sys.modules or not sys.modules['matplotlib.pyplot'].get_fignums()
+
+
+# The network as it is traced
+
+def test_skips_are_those_of_the_module(networks):
+    _, rows = networks
+    step = {r['step']: r for r in rows}
+    for join in (r for r in rows if r['op'] == 'join'):
+        source, up = step[join['skip_from']], step[join['step']-1]
+        assert (source['height'], up['op']) == (join['height'], 'up')
+        assert source['channels'] + up['channels'] == join['channels']
+
+
+def test_a_residual_sum_is_followed_through(networks):
+    torch, _ = networks
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (torch.nn.Conv2d(n, 4, 3, padding=1) for n in (2, 4, 8))
+        def forward(self, x):
+            x = self.a(x)
+            x = x + self.b(x).relu() # handed on by an addition that belongs to no module
+            y = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(x, 2), scale_factor=2)
+            return self.c(torch.cat([y, x], 1))
+    net = Net().train()
+    rows = viz.trace_network(net, (2,8,8))
+    assert [r['op'] for r in rows] == ['input', 'conv', 'conv', 'pool', 'up', 'join', 'conv']
+    assert rows[5]['skip_from'] == 2 and net.training
+    assert rows[0]['parameters'] == sum(p.numel() for p in net.parameters())
+
+
+def test_a_network_without_skips_or_with_one_resolution_is_drawn(networks):
+    torch, _ = networks
+    for net in (torch.nn.Conv2d(1, 1, 3, padding=1), torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, stride=2, padding=1), torch.nn.Upsample(scale_factor=2))):
+        assert len(viz.architecture(net, (1,16,16)).axes[0].patches) >= 2
+
+
+# Odd tables
+
+def test_scores_that_are_missing_are_left_out_and_counted(patients):
+    rows = patients.assign(dice=[np.nan, *patients['dice'][1:]])
+    assert f'n = {len(patients)-1}: mean' in viz.dice_strip(rows).axes[0].texts[0].get_text()
+
+
+def test_one_patient_is_drawn(patients):
+    one = patients.head(1)
+    for draw in (viz.dice_strip, viz.slices_per_patient, viz.lesion_by_institution, viz.fold_balance): assert draw(one).axes
+
+
+def test_institutions_may_be_unknown(patients):
+    rows = patients.assign(institution=None)
+    assert [t.get_text() for t in viz.lesion_by_institution(rows).axes[0].get_yticklabels()] == [f'unknown  ({len(rows)})']
+    assert viz.slices_per_patient(rows).axes and viz.fold_balance(rows).axes
+
+
+def test_curves_of_one_epoch_and_without_validation(history):
+    assert len(viz.training_curves(history.head(1)).axes) == 2
+    fig = viz.training_curves(history[['epoch', 'train_loss']])
+    assert [l.get_label() for l in fig.axes[0].lines if not l.get_label().startswith('_')] == ['train']
+
+
+def test_the_kept_epoch_is_the_one_given(history):
+    dice = viz.training_curves(history, best=3).axes[1]
+    assert dice.texts[0].get_text().strip() == 'epoch 4'
+
+
+@pytest.mark.parametrize('kind', ['png', 'jpg', 'gif', ''])
+def test_only_formats_without_a_date_are_written(tmp_path, kind, patients):
+    path = tmp_path/f'a.{kind}'
+    if kind == 'png': assert viz.save_figure(viz.fold_balance(patients), path).stat().st_size > 1000
+    else:
+        with pytest.raises(viz.OutputError, match='figures are stored as .png'): viz.save_figure(viz.fold_balance(patients), path)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_masks_of_another_size_are_refused():
+    with pytest.raises(ShapeError): viz.triptych_panel(np.zeros((4,4)), np.zeros((4,4), bool), np.zeros((5,4), bool))
+
+
+def test_missed_tumour_is_sky_and_wrong_tumour_orange():
+    scan, true, pred = np.full((30,30), 100, np.uint8), np.zeros((30,30), bool), np.zeros((30,30), bool)
+    true[5:15,5:15], pred[18:28,18:28] = True, True
+    model = viz.triptych_panel(scan, true, pred, gap_px=0)[:,60:]
+    assert tuple(model[5,8]) == viz.rgb('true') and tuple(model[18,20]) == viz.rgb('pred')
+    inside = model[23,23].astype(int)
+    assert inside[0] > inside[2] and tuple(model[10,10]) == (255,255,255) # grey8 makes the flat scan white; only the prediction is filled
+
+
+def test_a_study_without_figures_says_so(tmp_path):
+    with pytest.raises(ConfigError, match="study 'x' has no figure 'y'; choose one of none"): viz.draw(tmp_path, 'x', 'y')
