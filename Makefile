@@ -62,7 +62,7 @@ docs: $(INSTALLED) ## Build the site into _docs and check its links
 	$(BIN)/python nbs/_build.py site _docs
 
 app: $(INSTALLED) ## Start the web application on this machine
-	$(BIN)/python -m streamlit run neuroseg/app.py
+	$(BIN)/neuroseg app
 
 clean: ## Remove what the targets build, but .venv and reports
 	rm -rf _proc _docs build dist *.egg-info $(SAMPLE) nbs/nbdev.yml nbs/sidebar.yml

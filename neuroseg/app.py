@@ -50,7 +50,9 @@ def store(
         raise InputError(f'{len(uploads)} files of {total_mb:.0f} MB in all are more than the {MAX_FILES} files or {MAX_UPLOAD_MB} MB allowed; give one patient at a time, or use `neuroseg predict`')
     paths = []
     for f in uploads:
-        path = Path(folder)/re.sub(r'[^\w.() -]', '_', Path(f.name.replace('\\', '/')).name).lstrip('.')
+        name = re.sub(r'[^\w.() -]', '_', Path(f.name.replace('\\', '/')).name).lstrip('.')
+        if not name: raise InputError('an uploaded file has no name; give it one')
+        path = Path(folder)/name
         if path in paths: raise InputError(f'`{path.name}` was uploaded twice; remove one')
         path.write_bytes(f.getvalue())
         paths.append(path)
@@ -103,6 +105,7 @@ def segment_uploads(
     with tempfile.TemporaryDirectory(prefix='neuroseg-') as d:
         try: found = arrange(store(uploads, d), together=together)
         except NeurosegError as e: return [], [str(e)]
+        except OSError: return [], ['the disk of this machine has no room for the upload; free some, or give a smaller scan']
         for i,f in enumerate(found):
             try: results.append(segment_found(segmenter, f, f.parts[-1]))
             except NeurosegError as e: errors.append(str(e) if f.parts[-1] in str(e) else f'{f.parts[-1]}: {e}')

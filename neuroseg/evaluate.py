@@ -101,6 +101,7 @@ def write_rows(
         w = csv.DictWriter(f, columns, lineterminator='\n')
         w.writeheader(); w.writerows(rows)
 
+# %% ../nbs/14_evaluate.ipynb #c025
 def _value(column, text):
     "The number that a field holds, None if it is empty, else its text."
     if text=='': return None
@@ -120,7 +121,7 @@ def read_rows(
     except OSError as e: raise InputError(f"`{path.name}` cannot be read ({(e.strerror or str(e)).lower()})") from e
     except (csv.Error, UnicodeDecodeError, AttributeError, TypeError) as e: raise InputError(f"`{path.name}` is no table ({e}); expected a csv with a header line") from e
 
-# %% ../nbs/14_evaluate.ipynb #c028
+# %% ../nbs/14_evaluate.ipynb #c030
 KEYS = ('dice','iou','precision','recall','hd95_mm','surface_dice','volume_error_ml','volume_error_rel') # What a summary shows where rows have it
 
 def summary_of(
@@ -139,7 +140,7 @@ def summary_of(
     conditions = f"{split}; {'seed' if len(seeds)==1 else 'seeds'} {', '.join(map(str, seeds))}; original grid. {s['conditions']}"
     return Summary(s | dict(split=split, seeds=seeds, conditions=conditions, pooled=pooled(rows, empty=empty)))
 
-# %% ../nbs/14_evaluate.ipynb #c033
+# %% ../nbs/14_evaluate.ipynb #c035
 def compare(
     rows_a:list, # One a patient
     rows_b:list, # Of the same patients, in any order

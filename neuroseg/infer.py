@@ -59,7 +59,7 @@ class ModelCard:
     prep:Prep # How a scan must be prepared for it
     threshold:float # Probability above which a pixel is tumour, chosen with the weights
     sha256:str # Of the ONNX file
-    path:Path # The card; the model lies beside it
+    path:Path = field(repr=False) # The card; the model lies beside it
     facts:dict = field(repr=False) # All that is on the card
     @property
     def onnx(self)->Path: return self.path.with_suffix('.onnx')
@@ -330,6 +330,7 @@ class Segmentation:
     files:list=field(default_factory=list) # Files that were read
     @property
     def volume_ml(self)->float|None: return self.stats['volume_ml'] # None where the spacing is unknown
+    def __repr__(self): return f"Segmentation({self.scan.source!r}, {self.stats['n_px']:,} voxels, confidence {self.confidence:.2f})"
     def _repr_markdown_(self):
         s = self.stats
         size = f"{s['n_px']:,} voxels in {s['n_slices']} of {self.scan.n_slices} slices" + (f", **{self.volume_ml:.1f} mL**" if self.volume_ml is not None else '')
