@@ -84,7 +84,7 @@ def _store(path, parts):
 def _recall(path):
     "The arrays of a stored set; None if there is no such file or it is damaged."
     try:
-        with np.load(path) as z: return [z[k] for k in ('x','y','starts','steps')]
+        with open(path,'rb') as f, np.load(f) as z: return [z[k] for k in ('x','y','starts','steps')]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile): return None
 
 def slice_set(
