@@ -42,6 +42,7 @@ def readme(dest:Path):
         cells.append(cell)
     nb.cells = cells
     exporter = MarkdownExporter(config=Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags={'remove-input'})))
+    for cell in nb.cells: cell.metadata.pop('execution', None) # nbdev-test notes seconds there, which nbformat does not allow
     text, resources = exporter.from_notebook_node(nb)
     if resources['outputs']: raise SystemExit(f"README: index.ipynb has pictures among its outputs ({', '.join(resources['outputs'])}); link to one under reports/ instead")
     text = relink(re.sub(r'\n{3,}', '\n\n', text), lambda path: normpath(f'nbs/{path}'))

@@ -1,5 +1,5 @@
 "What every test may use: the repository, a scratch copy of it, its constants, and a drawn MRI slice."
-import os, shutil, subprocess, sys
+import os, shutil, signal, subprocess, sys
 from configparser import ConfigParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# A shell that runs the tests in the background makes them ignore Ctrl-C, and their children with them; some tests send it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 # Figures are drawn to files: no test needs a screen. Not by MPLBACKEND, which would reach the Jupyter kernels that tests start
 if find_spec('matplotlib'): __import__('matplotlib').use('agg')
 

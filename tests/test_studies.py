@@ -40,7 +40,7 @@ def text_of(run): return '\n'.join(p.read_text(encoding='utf-8') for p in sorted
 def test_smoke(copy, study):
     before = cpu_seconds()
     run = report.run_study(study, 'smoke', root=copy, progress=False)
-    assert cpu_seconds()-before < 60
+    assert cpu_seconds()-before < 90 # of two cores: less than a minute by the clock
     names = {p.name for p in run.iterdir()}
     assert {'notebook.ipynb', 'notebook.html', 'run.json', 'summary.json', 'figures'} <= names and any(n.endswith('.csv') for n in names)
     assert read_json(run/'summary.json') == report.summary(run) and read_json(run/'summary.json')['headline']
