@@ -7,7 +7,8 @@ Docs: https://neuroseg.github.io/neuroseg/report.html.md"""
 # %% auto #0
 __all__ = ['SUMMARIES', 'PAGE', 'ABOUT', 'find_repo', 'studies', 'find_study', 'study_params', 'parameters_of', 'check_params',
            'StudyRun', 'summary', 'own_paths', 'scrub', 'scrub_all', 'publishable', 'nbformat_of', 'to_html', 'library',
-           'code_hash', 'is_current', 'why', 'execute', 'run_study', 'reproduce', 'write_index', 'figures']
+           'code_hash', 'is_current', 'kernel_environment', 'why', 'execute', 'run_study', 'reproduce', 'write_index',
+           'figures']
 
 # %% ../nbs/16_report.ipynb #c002
 import ast, contextlib, hashlib, os, re, shutil, sys, tempfile
@@ -147,7 +148,7 @@ def figure(self:StudyRun,
     name:str, # A figure of the study in `viz.FIGURES`
 ): # The stored picture, shown by the notebook
     "Draw a figure from what is stored, store it, show it."
-    return need('IPython.display', extra='reproduce').Image(data=draw(self.folder, self.study, name).read_bytes())
+    return need('IPython.display', extra='reproduce').Image(data=draw(self.folder, self.study, name).read_bytes(), alt=name.replace('_', ' '))
 
 # %% ../nbs/16_report.ipynb #c037
 def _exploration(run):
@@ -296,8 +297,8 @@ PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
 body{{max-width:52rem;margin:2rem auto;padding:0 1rem;font:16px/1.6 system-ui,sans-serif;color:#222;background:#fff}}
 h1,h2,h3{{line-height:1.25}} blockquote{{margin:0;color:#555;font-style:italic}} img{{max-width:100%;height:auto}} a.anchor-link{{display:none}}
-pre{{overflow-x:auto;margin:.3rem 0;font-size:13px;line-height:1.45}} .jp-InputArea pre{{background:#f6f8fa;padding:.6rem .8rem;border-radius:6px}}
-.jp-InputPrompt,.jp-OutputPrompt{{display:none}} table{{border-collapse:collapse;font-size:14px;margin:.6rem 0}} th,td{{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #e3e3e3}}
+pre{{overflow-x:auto;margin:.3rem 0;font-size:13px;line-height:1.45}} .input pre{{background:#f6f8fa;padding:.6rem .8rem;border-radius:6px}} .highlight{{background:none}}
+.prompt{{display:none}} .rendered_html{{overflow-x:auto}} table{{border-collapse:collapse;font-size:14px;margin:.6rem 0}} th,td{{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #e3e3e3}}
 {css}</style></head><body>{body}</body></html>
 """
 
@@ -324,7 +325,8 @@ def code_hash(
     "Fingerprint of all code behind a run: the library's modules and the study's code cells."
     cells = need('nbformat', extra='reproduce').read(notebook, as_version=4).cells
     code = '\n'.join(c.source for c in cells if c.cell_type=='code')
-    return hashlib.sha256((hash_files(library(find_repo(notebook.parent)).glob('*.py')) + code).encode()).hexdigest()
+    modules = [f for f in library(find_repo(notebook.parent)).glob('*.py') if f.name!='_modidx.py'] # all but nbdev's index of them
+    return hashlib.sha256((hash_files(modules) + code).encode()).hexdigest()
 
 def is_current(
     folder, # Of a run
@@ -339,20 +341,35 @@ def is_current(
 
 # %% ../nbs/16_report.ipynb #c067
 @contextlib.contextmanager
-def _importing(folder): # From `library`
-    "Kernels started inside find this library, installed or not, and papermill's log keeps quiet."
-    import logging
-    log, before = logging.getLogger('papermill'), os.environ.get('PYTHONPATH')
-    level = log.level
-    os.environ['PYTHONPATH'] = os.pathsep.join([str(folder.parent), *([before] if before else [])])
-    log.setLevel(logging.CRITICAL)
+def _environment(**values):
+    "Environment variables for the kernels started inside."
+    before = {k: os.environ.get(k) for k in values}
+    os.environ.update(values)
     try: yield
     finally:
-        log.setLevel(level)
-        if before is None: del os.environ['PYTHONPATH']
-        else: os.environ['PYTHONPATH'] = before
+        for k,v in before.items():
+            if v is None: del os.environ[k]
+            else: os.environ[k] = v
+
+def kernel_environment(
+    folder:Path, # From `library`
+)->dict: # Environment variables
+    "The kernel finds this library, installed or not, and is spared what packages tell each other's developers."
+    return dict(PYTHONPATH=os.pathsep.join(filter(None, [str(folder.parent), os.environ.get('PYTHONPATH')])),
+                PYTHONWARNINGS=os.environ.get('PYTHONWARNINGS') or 'ignore::DeprecationWarning,ignore::FutureWarning')
 
 # %% ../nbs/16_report.ipynb #c069
+@contextlib.contextmanager
+def _hushed(name):
+    "A logger that says nothing: what it would say, we say in one sentence."
+    import logging
+    log = logging.getLogger(name)
+    before = log.level
+    log.setLevel(logging.CRITICAL+1)
+    try: yield
+    finally: log.setLevel(before)
+
+# %% ../nbs/16_report.ipynb #c072
 def why(
     e:Exception, # From papermill
     study:str, # Name
@@ -369,7 +386,7 @@ def why(
     if isinstance(kind, type) and issubclass(kind, NeurosegError): return kind(f"study {study}: {first}")
     return RunError(f"study {study} stopped in cell [{e.exec_count}] `{e.source.strip().splitlines()[0]}`: {e.ename}: {first}")
 
-# %% ../nbs/16_report.ipynb #c073
+# %% ../nbs/16_report.ipynb #c076
 def execute(
     notebook:Path, # A study
     folder:Path, # Gets notebook.ipynb
@@ -384,12 +401,13 @@ def execute(
     bar = dict(desc=notebook.stem, unit='cell', leave=False) if progress else False
     file = folder/'notebook.ipynb'
     try:
-        with _importing(library(root)): papermill.execute_notebook(nbformat.read(notebook, as_version=4), str(file), parameters=params, cwd=str(root), progress_bar=bar,
-                                                    start_timeout=300, extra_arguments=['--log-level=50'])
+        with _environment(**kernel_environment(library(root))), _hushed('papermill'):
+            papermill.execute_notebook(nbformat.read(notebook, as_version=4), str(file), parameters=params, cwd=str(root), progress_bar=bar,
+                                       start_timeout=300, extra_arguments=['--log-level=50'])
     except (papermill.PapermillExecutionError, dead) as e: raise why(e, notebook.stem, nbformat.read(file, as_version=4).cells) from None
     return nbformat.read(file, as_version=4)
 
-# %% ../nbs/16_report.ipynb #c075
+# %% ../nbs/16_report.ipynb #c078
 def _store(nb, folder, name, paths):
     "Write a notebook fit to be published."
     with atomic_path(folder/name) as tmp: need('nbformat', extra='reproduce').write(publishable(nb, paths), tmp)
@@ -405,7 +423,7 @@ def _seal(folder, nb, params, code, paths):
     page = to_html(need('nbformat', extra='reproduce').read(folder/'notebook.ipynb', as_version=4))
     with atomic_path(folder/'notebook.html') as tmp: tmp.write_text(page, encoding='utf-8', newline='\n')
 
-# %% ../nbs/16_report.ipynb #c078
+# %% ../nbs/16_report.ipynb #c081
 def run_study(
     name:str, # As `find_study` takes it
     profile:str='smoke', # Of its `params.yml`
@@ -434,7 +452,7 @@ def _keep(tmp, failed, paths):
     "Save the notebook of a failed run, as far as it got, for whoever has to find out why."
     if (tmp/'notebook.ipynb').is_file(): _store(need('nbformat', extra='reproduce').read(tmp/'notebook.ipynb', as_version=4), failed, 'failed.ipynb', paths)
 
-# %% ../nbs/16_report.ipynb #c085
+# %% ../nbs/16_report.ipynb #c088
 def reproduce(
     names=None, # Studies; None: all that have the profile
     profile:str='smoke', # Of their `params.yml`
@@ -459,11 +477,11 @@ def _profiles(study, root): # Empty if there is no params.yml
     file = root/'reports'/study/'params.yml'
     return need('yaml', extra='reproduce').safe_load(file.read_text(encoding='utf-8')) or {} if file.is_file() else {}
 
-# %% ../nbs/16_report.ipynb #c086
+# %% ../nbs/16_report.ipynb #c089
 ABOUT = """# Reports
 
-What the studies in [nbs/studies](../nbs/studies) found. Each row is one run: the notebook as it ran, its tables, the figures drawn from
-them, and `run.json`, which says with which code, on what data and on which machine.
+What the studies in `nbs/studies` found. Each row is one run: the notebook as it ran, its tables, the figures drawn from them, and
+`run.json`, which says with which code, on what data and on which machine.
 
     neuroseg reproduce {example} --profile cpu
     neuroseg figures
@@ -493,7 +511,7 @@ def write_index(
     with atomic_path(root/'reports'/'README.md') as tmp: tmp.write_text(text, encoding='utf-8', newline='\n')
     return root/'reports'/'README.md'
 
-# %% ../nbs/16_report.ipynb #c090
+# %% ../nbs/16_report.ipynb #c093
 def figures(
     names=None, # Studies; None: all
     *,

@@ -79,9 +79,12 @@ def test_tick_labels_do_not_overlap(drawn):
 
 
 def test_the_checks_of_text_can_fail():
-    fig, ax = viz.new_figure(width_in=2, height_in=1)
-    ax.text(1, 1, 'a label that leaves the figure at its right')
-    assert fig.get_tightbbox(renderer_of(fig)).x1 > 2
+    fig, ax = viz.new_figure(width_in=4, height_in=2)
+    text = ax.text(.9, .5, 'a label that leaves the figure at its right', in_layout=False) # hidden from the layout, which would make room
+    renderer = renderer_of(fig)
+    assert fig.get_tightbbox(renderer).x1 <= 4
+    text.set_in_layout(True)
+    assert fig.get_tightbbox(renderer).x1 > 4
 
 
 # Machado, Oliveira, Fernandes 2009, severity 1: linear RGB as protanopes, deuteranopes and tritanopes see it
