@@ -6,7 +6,8 @@ Docs: https://neuroseg.github.io/neuroseg/models.html.md"""
 
 # %% auto #0
 __all__ = ['MODELS', 'LITE0_SHA256', 'register', 'build_model', 'count_parameters', 'ThesisBlock', 'ThesisUnet', 'thesis_unet',
-           'imagenet_lite0', 'widen_stem', 'lite0_encoder', 'UpBlock', 'FastUnet', 'fast_unet']
+           'imagenet_lite0', 'widen_stem', 'depthwise_input_grad', 'depthwise_weight_grad', 'DepthwiseFunction',
+           'DepthwiseConv', 'lite0_encoder', 'UpBlock', 'FastUnet', 'fast_unet']
 
 # %% ../nbs/10_models.ipynb #c002
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 
 from .core import ConfigError, DataError, ShapeError, need, sha256_file
 
-# %% ../nbs/10_models.ipynb #c005
+# %% ../nbs/10_models.ipynb #c006
 MODELS = {} # name to builder; `neuroseg.train` adds fastai's `dynamic`
 
 def register(
@@ -28,7 +29,7 @@ def register(
     def _add(f): MODELS[name] = f; return f
     return _add
 
-# %% ../nbs/10_models.ipynb #c007
+# %% ../nbs/10_models.ipynb #c008
 def build_model(
     name:str, # A key of `MODELS`
     *,
@@ -39,7 +40,7 @@ def build_model(
     if name not in MODELS: raise ConfigError(f"build_model: no network is called {name!r}; choose one of {', '.join(sorted(MODELS))} (`import neuroseg.train` adds 'dynamic')")
     return MODELS[name](n_in=n_in, pretrained=pretrained)
 
-# %% ../nbs/10_models.ipynb #c010
+# %% ../nbs/10_models.ipynb #c011
 def count_parameters(
     model:nn.Module, # Any network
 )->dict: # total, trainable
@@ -47,7 +48,7 @@ def count_parameters(
     trainable = sum(p.numel() for p in model.parameters())
     return dict(total=trainable + sum(b.numel() for b in model.buffers() if b.is_floating_point()), trainable=trainable)
 
-# %% ../nbs/10_models.ipynb #c013
+# %% ../nbs/10_models.ipynb #c014
 class ThesisBlock(nn.Sequential):
     "Two 3x3 convolutions with ReLU; batch normalisation after the second only, with Keras' constants."
     def __init__(self, n_in, n_out):
@@ -55,7 +56,7 @@ class ThesisBlock(nn.Sequential):
                          nn.Conv2d(n_out, n_out, 3, padding=1), nn.ReLU(inplace=True),
                          nn.BatchNorm2d(n_out, eps=1e-3, momentum=.01))
 
-# %% ../nbs/10_models.ipynb #c016
+# %% ../nbs/10_models.ipynb #c017
 class ThesisUnet(nn.Module):
     "The plain U-Net of the thesis (Ronneberger et al. 2015): 64 to 1024 filters, 31,042,369 parameters with one input channel."
     def __init__(self, n_in=1, widths=(64,128,256,512,1024)):
@@ -70,7 +71,7 @@ class ThesisUnet(nn.Module):
     def _keras_init(m):
         if isinstance(m, (nn.Conv2d,nn.ConvTranspose2d)): nn.init.xavier_uniform_(m.weight); nn.init.zeros_(m.bias)
 
-# %% ../nbs/10_models.ipynb #c022
+# %% ../nbs/10_models.ipynb #c023
 @patch
 def forward(self:ThesisUnet, x):
     "`(B,n_in,H,W)` to logits `(B,1,H,W)`; sides must divide by 16."
@@ -82,13 +83,13 @@ def forward(self:ThesisUnet, x):
     for up,dec,skip in zip(self.up, self.dec, skips[-2::-1]): x = dec(torch.cat([up(x), skip], 1))
     return self.head(x)
 
-# %% ../nbs/10_models.ipynb #c025
+# %% ../nbs/10_models.ipynb #c026
 @register('thesis')
 def thesis_unet(n_in=1, pretrained=False): # There are no ImageNet weights for it; `pretrained` is ignored
     "The thesis' network by name."
     return ThesisUnet(n_in)
 
-# %% ../nbs/10_models.ipynb #c029
+# %% ../nbs/10_models.ipynb #c030
 LITE0_SHA256 = '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db'
 
 def imagenet_lite0(
@@ -107,7 +108,7 @@ def imagenet_lite0(
     encoder.load_state_dict({**ours, **dict(zip(names, theirs))})
     return encoder
 
-# %% ../nbs/10_models.ipynb #c033
+# %% ../nbs/10_models.ipynb #c034
 def widen_stem(
     conv:nn.Conv2d, # First convolution, three input channels
     n_in:int, # Channels wanted
@@ -117,7 +118,67 @@ def widen_stem(
     with torch.no_grad(): out.weight.copy_(conv.weight.mean(1, keepdim=True).expand(-1, n_in, -1, -1)*3/n_in)
     return out
 
-# %% ../nbs/10_models.ipynb #c036
+# %% ../nbs/10_models.ipynb #c038
+def depthwise_input_grad(
+    g:torch.Tensor, # Gradient of the output `(B,C,h,w)`
+    w:torch.Tensor, # Filters `(C,1,k,k)`
+    size:tuple, # Height and width of the input
+    stride:int, # Of the convolution
+    padding:int, # Of the convolution
+)->torch.Tensor: # `(B,C,*size)`
+    "Gradient of a depthwise convolution's input, as a convolution of the output's gradient."
+    k,spread = w.shape[-1], g
+    if stride>1:
+        h,v = ((n-1)*stride + 1 for n in g.shape[-2:])
+        spread = torch.zeros((*g.shape[:2], h, v), dtype=g.dtype).to(memory_format=torch.channels_last)
+        spread[:,:,::stride,::stride] = g
+    full = F.conv2d(spread, w.flip(2,3), None, 1, k-1, 1, len(w)) # reaches from the first padded pixel to the last that was used
+    (H,W),(h,v) = size, full.shape[-2:]
+    return F.pad(full, (-padding, padding+W-v, -padding, padding+H-h))
+
+# %% ../nbs/10_models.ipynb #c041
+def depthwise_weight_grad(
+    g:torch.Tensor, # Gradient of the output `(B,C,h,w)`
+    x:torch.Tensor, # Input `(B,C,H,W)`
+    w:torch.Tensor, # Filters `(C,1,k,k)`
+    stride:int, # Of the convolution
+    padding:int, # Of the convolution
+)->torch.Tensor: # `(C,1,k,k)`
+    "Gradient of a depthwise convolution's filters, in float32 where that is faster."
+    dtype = torch.float32 if w.shape[-1]>3 else w.dtype
+    g,x,wide = (t.to(dtype).contiguous(memory_format=torch.channels_last) for t in (g,x,w))
+    back = torch.ops.aten.convolution_backward
+    return back(g, x, wide, None, [stride]*2, [padding]*2, [1,1], False, [0,0], len(w), [False,True,False])[1].to(w.dtype)
+
+# %% ../nbs/10_models.ipynb #c043
+class DepthwiseFunction(torch.autograd.Function):
+    "A depthwise convolution with the two gradients above."
+    @staticmethod
+    def forward(ctx, x, w, stride, padding):
+        ctx.save_for_backward(x, w)
+        ctx.geometry = stride,padding
+        return F.conv2d(x, w, None, stride, padding, 1, len(w))
+    @staticmethod
+    def backward(ctx, g):
+        x,w = ctx.saved_tensors
+        return depthwise_input_grad(g, w, x.shape[-2:], *ctx.geometry), depthwise_weight_grad(g, x, w, *ctx.geometry), None, None
+
+# %% ../nbs/10_models.ipynb #c046
+class DepthwiseConv(nn.Conv2d):
+    "A depthwise convolution that learns fast in bfloat16 on a CPU."
+    def __init__(self, conv:nn.Conv2d): # Whose filters it takes over
+        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, groups=conv.groups, bias=False)
+        self.weight = conv.weight
+    def forward(self, x):
+        stride,k,padding = self.stride[0], self.kernel_size[0], 0
+        if stride==1: padding = k//2
+        else:
+            (top,bottom),(left,right) = ((n//2, n-n//2) for n in (max((-(-side//stride)-1)*stride + k - side, 0) for side in x.shape[-2:]))
+            x = F.pad(x, (left, right, top, bottom))
+        if x.dtype==torch.bfloat16 and x.device.type=='cpu' and torch.is_grad_enabled(): return DepthwiseFunction.apply(x, self.weight.to(x.dtype), stride, padding)
+        return F.conv2d(x, self.weight, None, stride, padding, 1, self.groups)
+
+# %% ../nbs/10_models.ipynb #c048
 def lite0_encoder(
     n_in:int=5, # Channels of the input
     pretrained:bool=True, # Start from ImageNet
@@ -130,9 +191,11 @@ def lite0_encoder(
     wanted = encoder.state_dict() # all but the classifier
     encoder.load_state_dict({k:v for k,v in full.state_dict().items() if k in wanted})
     encoder.conv_stem = widen_stem(encoder.conv_stem, n_in)
+    for m in list(encoder.modules()):
+        if hasattr(m, 'conv_dw'): m.conv_dw = DepthwiseConv(m.conv_dw)
     return encoder
 
-# %% ../nbs/10_models.ipynb #c038
+# %% ../nbs/10_models.ipynb #c050
 class UpBlock(nn.Module):
     "Double the size, join the encoder's features, two convolutions."
     def __init__(self, n_in, n_skip, n_out):
@@ -142,7 +205,7 @@ class UpBlock(nn.Module):
     def forward(self, x, skip):
         return self.convs(torch.cat([F.interpolate(x, size=skip.shape[-2:], mode='nearest'), skip], 1))
 
-# %% ../nbs/10_models.ipynb #c041
+# %% ../nbs/10_models.ipynb #c053
 class FastUnet(nn.Module):
     "EfficientNet-lite0 encoder, narrow decoder, logits at half resolution brought up bilinearly."
     def __init__(self, n_in=5, pretrained=True, widths=(128,64,48,32)):
@@ -157,7 +220,7 @@ class FastUnet(nn.Module):
         for up,skip in zip(self.up, feats[-2::-1]): y = up(y, skip)
         return F.interpolate(self.head(y), size=x.shape[-2:], mode='bilinear', align_corners=False)
 
-# %% ../nbs/10_models.ipynb #c045
+# %% ../nbs/10_models.ipynb #c057
 @register('fast')
 def fast_unet(n_in=5, pretrained=True):
     "The CPU recipe's network by name."
