@@ -17,6 +17,7 @@ import time
 from collections import namedtuple
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,12 +33,13 @@ from torch import nn
 
 from .core import ConfigError, InputError, NeurosegError, OutputError, RunError, atomic_path, need, seed_everything, write_json
 from .data import Augment, SliceSet, augment, batch, draw_epoch
-from .losses import DiceBCELoss, ThesisDiceLoss
+from .losses import DiceBCELoss, SliceTverskyBCELoss, ThesisDiceLoss
 from .models import build_model, lite0_encoder, register
 from .prep import Prep
 
 # %% ../nbs/11_train.ipynb #c009
-LOSSES = {'dice_bce': DiceBCELoss, 'thesis': ThesisDiceLoss}
+LOSSES = {'dice_bce': DiceBCELoss, 'thesis': ThesisDiceLoss, 'slice_dice_bce': SliceTverskyBCELoss,
+          'slice_tversky_bce': partial(SliceTverskyBCELoss, missed=.7, wrong=.3)}
 OPTIMIZERS = {'adamw': torch.optim.AdamW, 'adam': torch.optim.Adam}
 CHOICES = dict(loss=(*LOSSES,), optimizer=(*OPTIMIZERS,), schedule=('one_cycle','flat'), sampling=('patient','all'),
                keep=('last','best'), precision=('float32','bfloat16'))
@@ -49,7 +51,7 @@ class TrainConfig:
     pretrained:bool = True # Start the encoder from ImageNet where the network has one
     n_in:int = 5 # Input channels: pre, flair, post and the FLAIR neighbours
     prep:Prep = Prep() # Preparation of the slices; says nothing where they come from `thesis_set`
-    loss:str = 'dice_bce' # 'dice_bce' or 'thesis'
+    loss:str = 'dice_bce' # A key of `LOSSES`
     optimizer:str = 'adamw' # 'adamw' or 'adam'
     schedule:str = 'one_cycle' # 'one_cycle' or 'flat'
     lr:float = 2e-3 # Largest learning rate
