@@ -33,7 +33,7 @@ def natural_key(
     return [int(p) if i%2 else p.lower() for i,p in enumerate(re.split('([0-9]+)', name))], name
 
 # %% ../nbs/04_io.ipynb #c010
-MASK_NAME = re.compile(r'[_-](mask|seg|label)$', re.I) # how masks are named in LGG and hospital folders (`_mask`) and in BraTS (`_seg`)
+MASK_NAME = re.compile(r'(^|[_-])(mask|seg|label)$', re.I) # how masks are named in LGG and hospital folders (`_mask`), in BraTS (`_seg`) and by `neuroseg predict`
 
 def stem(
     path, # File
@@ -428,7 +428,7 @@ def write_mask_nifti(
     img.header.set_data_dtype(np.uint8); img.header.set_slope_inter(1, 0)
     img.header['cal_min'],img.header['cal_max'] = 0,1
     raw = img.to_bytes()
-    with atomic_path(path) as tmp: tmp.write_bytes(gzip.compress(raw, mtime=0) if Path(path).suffix=='.gz' else raw)
+    with atomic_path(path) as tmp: tmp.write_bytes(gzip.compress(raw, 6, mtime=0) if Path(path).suffix=='.gz' else raw)
 
 # %% ../nbs/04_io.ipynb #c098
 def dicom_affine(
