@@ -360,6 +360,7 @@ def dice_strip(
     xlabel:str='Dice of a patient', # Name of the axis
 ): # Figure
     "Every patient's score, with mean, interval and median; below, the share of patients under each score."
+    sns = need('seaborn', extra='reproduce')
     f = as_frame(patients).dropna(subset=value)
     groups = {'': f} if by is None else dict(list(f.groupby(by, sort=False)))
     fig, (top, low) = new_figure(2, 1, height_in=1.6+.7*len(groups), sharex=True, height_ratios=[.7*len(groups), 1.2])
@@ -367,8 +368,7 @@ def dice_strip(
         ink = colour(SERIES[i % len(SERIES)])
         says = _strip(top, -1.4*i, g[value], ink)
         top.text(0, .42-1.4*i, f'{name}  '*bool(name) + f'n = {len(g)}: {says}', transform=top.get_yaxis_transform(), fontsize=8.5, va='bottom')
-        x = np.sort(g[value])
-        low.step([0, *x, 1], [0, *(np.arange(len(x))+1)/len(x), 1], where='post', color=ink, lw=1.6)
+        sns.ecdfplot(g, x=value, ax=low, color=ink, lw=1.6)
     top.set(ylim=(.85-1.4*len(groups), .85), yticks=[], xlim=(0,1))
     top.spines[:].set_visible(False)
     top.tick_params(bottom=False)
@@ -421,13 +421,12 @@ def lesion_by_institution(
     "Lesion size of every patient, group by group."
     f = as_frame(patients).fillna({'institution':'unknown'})
     groups = by_size(f) if by=='institution' else sorted(f[by].unique())
+    sns = need('seaborn', extra='reproduce')
     fig, ax = new_figure(height_in=.7+.33*len(groups))
-    for i,place in enumerate(groups):
-        px = np.sort(f.loc[f[by]==place, 'lesion_px'])
-        ax.plot(px, -i + .2*_spread(len(px)), 'o', ms=4, mec='white', mew=.4, color=colour('tumour'), alpha=.75)
-        ax.plot([np.median(px)]*2, [-i-.34, -i+.34], color='black', lw=1.8)
-    ax.set(xscale='log', xlabel='lesion, pixels of all slices (bar: median)', yticks=[-i for i in range(len(groups))], ylim=(-len(groups)+.45, .55))
-    ax.set_yticklabels([f'{g}  ({(f[by]==g).sum()})' for g in groups])
+    sns.swarmplot(f.assign(**{by: f[by].astype(str)}), x='lesion_px', y=by, order=[str(g) for g in groups], log_scale=True, ax=ax, size=4.5, color=colour('tumour'), edgecolor='white', linewidth=.4)
+    medians = f.groupby(by)['lesion_px'].median()
+    ax.plot([medians[groups]]*2, [np.arange(len(groups))-.34, np.arange(len(groups))+.34], color='black', lw=1.8)
+    ax.set(xlabel='lesion, pixels of all slices (bar: median)', ylabel='', yticks=range(len(groups)), yticklabels=[f'{g}  ({(f[by]==g).sum()})' for g in groups])
     _log_axis(ax.xaxis)
     return fig
 
