@@ -6,10 +6,11 @@ Docs: https://neuroseg.github.io/neuroseg/fit.html.md"""
 
 # %% auto #0
 __all__ = ['check_settings', 'recipe', 'split_cohort', 'flat', 'keep_plan', 'plan_run', 'score_fold', 'card_metrics',
-           'write_model', 'fit_cohort']
+           'write_model', 'fit_cohort', 'cross_validate', 'fit_everyone']
 
 # %% ../nbs/20_fit.ipynb #c002
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import get_args, get_type_hints
@@ -19,9 +20,10 @@ from .core import ConfigError, RunError, hash_files, jsonable, read_json, record
 from .data import slice_set
 from .evaluate import evaluate_cases, read_rows, summary_of, write_rows
 from .export import export_model
+from .fanout import spread
 from .infer import Segmenter
 from .models import MODELS
-from .splits import FOLDS, SEALED, check_leakage, development, fold_split, patient_id
+from .splits import FOLDS, SEALED, case_folds, check_leakage, development, fold_split, patient_id
 from .train import TrainConfig, config_dict, config_from, train
 
 # %% ../nbs/20_fit.ipynb #c006
@@ -176,3 +178,64 @@ def fit_cohort(
         write_json(run/'summary.json', summaries)
     rec.save(run/'run.json')
     return summaries
+
+# %% ../nbs/20_fit.ipynb #c037
+def _fit_fold(fold, *, folder, run, **kwargs):
+    "One fold of a cross-validation, in a folder of its own."
+    fit_cohort(folder, Path(run)/f'fold_{fold}', fold=fold, **kwargs)
+
+def cross_validate(
+    folder, # Of a cohort with masks
+    run, # Folder for the runs, `fold_0` and so on; the same one again resumes them
+    *,
+    cfg:TrainConfig=TrainConfig(), # Recipe, the same for every fold
+    layout:str|None=None, # Of the cohort; by default found out
+    name:str='model', # Of the models and their files
+    empty:float=1., # Dice of a patient where both outlines are empty
+    workers:int=1, # Folds at a time, see `spread`
+    address:str|None=None, # Of a Dask scheduler, see `spread`
+    threads:int|None=None, # For scoring; by default one a core
+    progress:bool=True, # Show bars
+)->dict: # Kind of input to its `Summary` over all patients
+    "Train once a fold, so that every patient is scored by a network that has not learnt from it."
+    run,cases = Path(run), development(find_cases(folder, layout))
+    folds = sorted(set(case_folds(cases).values()))
+    spread(partial(_fit_fold, folder=folder, run=run, cfg=cfg, layout=layout, name=name, empty=empty, threads=threads, progress=progress), folds,
+           workers=workers, address=address, progress=progress)
+    rows = [dict(fold=k) | r for k in folds for r in read_rows(run/f'fold_{k}'/'patients.csv')]
+    what = f'{len(folds)}-fold cross-validation by patient, each scored by a network that did not learn from it'
+    summaries = {kind: summary_of([r for r in rows if r['input']==kind], empty=empty, split=what, seeds=cfg.seed) for kind in dict.fromkeys(r['input'] for r in rows)}
+    write_rows(run/'patients.csv', rows)
+    write_json(run/'summary.json', summaries)
+    write_json(run/'plan.json', dict(recipe=config_dict(cfg), folds=folds, data_hash=_fingerprint(cases)))
+    return summaries
+
+def _fingerprint(cases): # SHA-256 of all their files
+    "Names the data of a cohort."
+    return hash_files([f for c in cases for f in (*c.images, *c.masks) if f])
+
+# %% ../nbs/20_fit.ipynb #c042
+def fit_everyone(
+    folder, # Of the cohort that was cross-validated
+    run, # Folder of the run; the same one again resumes it
+    *,
+    scores, # Folder of that cross-validation
+    layout:str|None=None, # Of the cohort; by default found out
+    name:str='model', # Of the model and its files
+    progress:bool=True, # Show bars
+)->Path: # Of the model's card
+    "Train on every patient by the recipe that a cross-validation has judged, and put its judgement on the card."
+    run,judged,cases = Path(run), read_json(Path(scores)/'plan.json'), development(find_cases(folder, layout))
+    cfg,whole = config_from(judged['recipe']), _fingerprint(cases)
+    if whole!=judged['data_hash']: raise RunError(f"the cross-validation in `{Path(scores).name}` was made on other data than `{Path(folder).name}`; cross-validate again, or give its cohort")
+    split = dict(layout=cases[0].layout, protocol='patient', fold=None, train=sorted({patient_id(c.patient) for c in cases}), test=[])
+    data = dict(layout=cases[0].layout, hash=whole, patients=len(split['train']), slices=sum(c.n_slices for c in cases))
+    keep_plan(run, dict(recipe=config_dict(cfg), split=split, data_hash=whole))
+    with record_run(dict(recipe=config_dict(cfg), fold=None, name=name), whole) as rec:
+        watched = [c for c in cases if case_folds(cases)[patient_id(c.patient)]==judged['folds'][0]] # learnt from, so that its curve is no score
+        learn = train(cfg, *(slice_set(cs, cfg.prep, progress=progress) for cs in (cases, watched)), run, progress=progress)
+        card = write_model(learn.model, run, name=name, cfg=cfg, split=split, data=data)
+        seconds = sum(r['train_s'] for r in read_rows(run/'history.csv'))
+        write_json(card, read_json(card) | dict(metrics=card_metrics(read_json(Path(scores)/'summary.json')), seconds=round(seconds)))
+    rec.save(run/'run.json')
+    return card
