@@ -7,8 +7,9 @@ Docs: https://neuroseg.github.io/neuroseg/cli.html.md"""
 # %% auto #0
 __all__ = ['FAILED', 'INTERRUPTED', 'COMMANDS', 'EPILOG', 'GROUPS', 'MODEL', 'THREADS', 'NO_FLIPS', 'LAYOUT', 'APP_FLAGS',
            'sentence', 'guarded', 'arg', 'command', 'Version', 'parser', 'main', 'describe', 'predict', 'phantom',
-           'data_verify', 'data_fetch', 'setting', 'merged', 'table', 'train', 'cohort_cases', 'seen_in_training',
-           'evaluate', 'reproduce', 'figures', 'app_command', 'check_port', 'app', 'card_lines', 'model']
+           'data_verify', 'data_fetch', 'setting', 'merged', 'table', 'settings_of', 'train', 'cohort_cases',
+           'seen_in_training', 'evaluate', 'reproduce', 'figures', 'app_command', 'check_port', 'app', 'card_lines',
+           'model']
 
 # %% ../nbs/18_cli.ipynb #c002
 import argparse, json, os, sys, warnings
@@ -243,29 +244,53 @@ def table(
     return '\n'.join([title, f"  {'Dice':<16}{'n':>4}{'mean':>8}{'median':>8}   95 % interval of the mean", *(line(n, s) for n,s in rows.items())])
 
 # %% ../nbs/18_cli.ipynb #c056
+def _fold(text): # For argparse, which words the message
+    return text if text=='all' else int(text)
+
+def settings_of(
+    config:str|None, # JSON file of a recipe
+    changes:list, # 'key=value' each
+)->dict: # Settings that differ from `TrainConfig`'s own
+    "A recipe from a file and the command line, the latter having the last word."
+    from neuroseg.core import read_json
+    settings = read_json(config) if config else {}
+    if not isinstance(settings, dict): raise ConfigError(f'`{Path(config).name}` holds no settings; expected {{"epochs": 20, ...}}')
+    for text in changes: settings = merged(settings, setting(text))
+    return settings
+
+# %% ../nbs/18_cli.ipynb #c058
 @command('train',
     arg('cohort', metavar='COHORT', help='folder of a cohort with masks'),
     arg('-o', '--out', required=True, metavar='RUN', help='folder of the run; give the same one again to resume'),
-    arg('--fold', type=int, default=0, metavar='K', help='fold that is kept out of training, then scored (default: 0)'),
+    arg('--fold', type=_fold, default=0, metavar='K', help="fold that is kept out of training, then scored; 'all': each in turn (default: 0)"),
+    arg('--judged-by', metavar='RUN', help="train on every patient instead, by the recipe and with the score of a run of '--fold all'"),
     arg('--config', metavar='FILE', help='recipe as JSON, settings as in `neuroseg.train.TrainConfig`'),
     arg('--set', nargs='+', default=[], metavar='KEY=VALUE', help='settings that differ: epochs=20 prep.size_px=160 augment=null'),
+    arg('--workers', type=int, default=1, metavar='N', help='folds trained side by side (default: 1)'),
+    arg('--dask', metavar='ADDRESS', help='scheduler of a Dask cluster that trains the folds instead'),
     arg('--name', default='model', help='name of the model and its files (default: model)'), LAYOUT, THREADS,
     example='''neuroseg train kaggle_3m/ -o runs/fold0
 neuroseg train kaggle_3m/ -o runs/fold1 --fold 1 --set epochs=30 lr=1e-3
+neuroseg train kaggle_3m/ -o runs/cv --fold all
+neuroseg train kaggle_3m/ -o runs/final --judged-by runs/cv
 neuroseg train hospital/ -o runs/mine --config recipe.json''')
 def train(args):
     "train a network on all folds but one, score it on that one, and make it a model for `predict`; resumes where it was interrupted"
-    from neuroseg.core import read_json
     for library in ('torch', 'fastai.basics', 'monai'): need(library, extra='train')
-    from neuroseg.fit import fit_cohort, recipe
-    settings = read_json(args.config) if args.config else {}
-    if not isinstance(settings, dict): raise ConfigError(f'`{Path(args.config).name}` holds no settings; expected {{"epochs": 20, ...}}')
-    for text in args.set: settings = merged(settings, setting(text))
-    summary = fit_cohort(args.cohort, args.out, cfg=recipe(settings), fold=args.fold, layout=args.layout, name=args.name, threads=args.threads)
-    print(table(f'fold {args.fold}, patients that were not trained on', {name: s['scores']['dice'] for name,s in summary.items()}))
-    print(f"model: {Path(args.out)/'model'/args.name}.json   try: neuroseg predict SCAN -o out --model {Path(args.out)/'model'/args.name}.json")
+    from neuroseg.fit import cross_validate, fit_cohort, fit_everyone, recipe
+    if args.judged_by and (args.set or args.config): raise ConfigError('--judged-by brings its recipe along; leave out --set and --config')
+    same = dict(layout=args.layout, name=args.name)
+    if args.judged_by: card = fit_everyone(args.cohort, args.out, scores=args.judged_by, **same)
+    else:
+        cfg = recipe(settings_of(args.config, args.set))
+        if args.fold=='all': summary = cross_validate(args.cohort, args.out, cfg=cfg, threads=args.threads, workers=args.workers, address=args.dask, **same)
+        else: summary = fit_cohort(args.cohort, args.out, cfg=cfg, fold=args.fold, threads=args.threads, **same)
+        print(table('patients that were not trained on', {name: s['scores']['dice'] for name,s in summary.items()}))
+        if args.fold=='all': return print(f'a model of all patients: neuroseg train {args.cohort} -o RUN --judged-by {args.out}')
+        card = Path(args.out)/'model'/f'{args.name}.json'
+    print(f'model: {card}   try: neuroseg predict SCAN -o out --model {card}')
 
-# %% ../nbs/18_cli.ipynb #c060
+# %% ../nbs/18_cli.ipynb #c062
 def cohort_cases(
     folder, # Of a cohort
     *,
@@ -279,7 +304,7 @@ def cohort_cases(
     if not cases: raise ConfigError(f'every patient of `{Path(folder).name}` is sealed; they are scored once, for a release')
     return cases if fold is None else fold_split(cases, fold)[1]
 
-# %% ../nbs/18_cli.ipynb #c063
+# %% ../nbs/18_cli.ipynb #c065
 def seen_in_training(
     facts:dict, # Of a model card
     patients, # Who is to be scored
@@ -288,7 +313,7 @@ def seen_in_training(
     learnt = (facts.get('split') or {}).get('train') or []
     return sorted(set(patients) & set(learnt))
 
-# %% ../nbs/18_cli.ipynb #c066
+# %% ../nbs/18_cli.ipynb #c068
 @command('evaluate',
     arg('cohort', metavar='COHORT', help='folder of a cohort with masks'),
     arg('-o', '--out', required=True, metavar='OUT', help='folder for patients.csv, summary.json and run.json'), MODEL,
@@ -317,7 +342,7 @@ def evaluate(args):
     rec.save(Path(args.out)/'run.json')
     print(table(summary['conditions'], {'FLAIR only' if args.flair_only else 'all sequences': summary['scores']['dice']}))
 
-# %% ../nbs/18_cli.ipynb #c071
+# %% ../nbs/18_cli.ipynb #c073
 @command('reproduce',
     arg('studies', nargs='*', metavar='STUDY', help='names or numbers of studies (default: all)'),
     arg('--profile', choices=('smoke','cpu','gpu'), default='smoke', help='smoke: synthetic data, a minute each; cpu: real data, hours; gpu: the full schedules (default: smoke)'),
@@ -341,7 +366,7 @@ def figures(args):
     drawn = report.figures(names=args.studies or None)
     print(f'{len(drawn)} figure(s) drawn', *map(os.path.relpath, drawn), sep='\n  ')
 
-# %% ../nbs/18_cli.ipynb #c075
+# %% ../nbs/18_cli.ipynb #c077
 APP_FLAGS = {'server.address': 'localhost', 'server.maxUploadSize': 200, 'server.showEmailPrompt': 'false', 'server.fileWatcherType': 'none',
              'browser.gatherUsageStats': 'false', 'client.toolbarMode': 'minimal', 'client.showErrorDetails': 'none',
              'theme.base': 'light', 'theme.primaryColor': '#b3382c', 'theme.font': 'sans-serif'}
@@ -364,7 +389,7 @@ def check_port(
         try: s.bind(('localhost', port))
         except OSError: raise ConfigError(f'port {port} is in use; choose another one with --port') from None
 
-# %% ../nbs/18_cli.ipynb #c078
+# %% ../nbs/18_cli.ipynb #c080
 @command('app',
     arg('--port', type=int, metavar='N', help='port on this machine (default: 8501, or the next one that is free)'), MODEL,
     example='neuroseg app --port 8600')
@@ -376,7 +401,7 @@ def app(args):
     os.environ['NEUROSEG_MODEL'] = str(load_card(args.model).path) # one that cannot be used is told here rather than in the browser
     return streamlit.main(app_command(args.port), standalone_mode=False)
 
-# %% ../nbs/18_cli.ipynb #c081
+# %% ../nbs/18_cli.ipynb #c083
 def card_lines(
     facts, # Of a model card, nested
     path:str='', # Where in them
@@ -388,7 +413,7 @@ def card_lines(
     if isinstance(facts, list): facts = ', '.join(map(str, facts))
     return [f'{path}: {facts}']
 
-# %% ../nbs/18_cli.ipynb #c083
+# %% ../nbs/18_cli.ipynb #c085
 @command('model',
     arg('card', nargs='?', metavar='CARD', help='card (.json) of a model of your own (default: the shipped model)'),
     arg('--json', action='store_true', help='the whole card, for programs'),
