@@ -166,6 +166,7 @@ class DepthwiseFunction(torch.autograd.Function):
 # %% ../nbs/10_models.ipynb #c046
 class DepthwiseConv(nn.Conv2d):
     "A depthwise convolution that learns fast in bfloat16 on a CPU."
+    own_gradients = True # False: PyTorch's, to compare
     def __init__(self, conv:nn.Conv2d): # Whose filters it takes over
         super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, groups=conv.groups, bias=False)
         self.weight = conv.weight
@@ -175,7 +176,7 @@ class DepthwiseConv(nn.Conv2d):
         else:
             (top,bottom),(left,right) = ((n//2, n-n//2) for n in (max((-(-side//stride)-1)*stride + k - side, 0) for side in x.shape[-2:]))
             x = F.pad(x, (left, right, top, bottom))
-        if x.dtype==torch.bfloat16 and x.device.type=='cpu' and torch.is_grad_enabled(): return DepthwiseFunction.apply(x, self.weight.to(x.dtype), stride, padding)
+        if self.own_gradients and x.dtype==torch.bfloat16 and x.device.type=='cpu' and torch.is_grad_enabled(): return DepthwiseFunction.apply(x, self.weight.to(x.dtype), stride, padding)
         return F.conv2d(x, self.weight, None, stride, padding, 1, self.groups)
 
 # %% ../nbs/10_models.ipynb #c048
