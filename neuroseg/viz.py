@@ -9,7 +9,7 @@ __all__ = ['COLOURS', 'ROLES', 'SERIES', 'STYLE', 'METADATA', 'SEQUENCE_TITLES',
            'new_figure', 'save_figure', 'grey8', 'rgb', 'montage', 'triptych_panel', 'triptych', 'as_frame',
            'best_epoch', 'training_curves', 'trace_network', 'architecture', 'dice_strip', 'by_size',
            'slices_per_patient', 'lesion_by_institution', 'lesion_extent', 'intensity_curves', 'lesion_map',
-           'fold_balance', 'table', 'panels', 'draw']
+           'fold_balance', 'pace_bars', 'score_over_time', 'table', 'panels', 'draw']
 
 # %% ../nbs/15_viz.ipynb #c002
 import functools, io
@@ -515,6 +515,43 @@ def fold_balance(
     return fig
 
 # %% ../nbs/15_viz.ipynb #c084
+@styled
+def pace_bars(
+    paces, # Rows with label, slices_per_s and its quartiles, from `pace.pace`
+): # Figure
+    "How many slices a second each network trains, on a logarithmic scale."
+    f = as_frame(paces)
+    fig, ax = new_figure(height_in=.7+.27*len(f))
+    y = np.arange(len(f))
+    ax.errorbar(f['slices_per_s'], y, xerr=[f['slices_per_s']-f['slices_per_s_q25'], f['slices_per_s_q75']-f['slices_per_s']], fmt='o', ms=6, color=colour('blue'), ecolor=colour('grey'), capsize=2)
+    for at,rate in zip(y, f['slices_per_s']): ax.annotate(f'{rate:.1f}' if rate<10 else f'{rate:.0f}', (rate, at), (0,5), textcoords='offset points', ha='center', fontsize=8)
+    ax.set(xscale='log', xlabel='slices a second in training (median and quartiles of the steps)', yticks=y, yticklabels=f['label'], ylim=(len(f)-.5, -.8))
+    _log_axis(ax.xaxis)
+    ax.grid(axis='x', color='#DDDDDD', lw=.6)
+    return fig
+
+# %% ../nbs/15_viz.ipynb #c086
+@styled
+def score_over_time(
+    history, # Rows an epoch with train_s and the score; several runs told apart by `by`
+    *,
+    value:str='thesis_dice', # Column of the score
+    by:str='seed', # Column of runs
+    target:float|None=None, # A line to pass
+    target_label:str='', # What it is
+): # Figure
+    "The score of each run against the minutes it has trained."
+    f = as_frame(history)
+    fig, ax = new_figure(height_in=2.2)
+    for ink,(name,g) in zip(SERIES, f.groupby(by, sort=False)): ax.plot([0, *g['train_s'].cumsum()/60], [np.nan, *g[value]], 'o-', ms=3.5, color=colour(ink), label=f'{by} {name}')
+    if target is not None:
+        ax.axhline(target, color=colour('grey'), lw=1.2, ls='--')
+        ax.annotate(target_label, (0, target), (4,4), textcoords='offset points', fontsize=8, color='#444444')
+    ax.set(xlabel='minutes of training', ylabel='Dice', xlim=(0,None), ylim=(0,1))
+    ax.legend(loc='lower right')
+    return fig
+
+# %% ../nbs/15_viz.ipynb #c089
 def table(
     run, # Folder of a run
     name:str, # Of the table, without `.csv`
@@ -524,7 +561,7 @@ def table(
     if not file.is_file(): raise InputError(f"`{file.name}` is not in the run `{Path(run).name}`; run the study again")
     return need('pandas', extra='reproduce').read_csv(file, keep_default_na=False, na_values=[''])
 
-# %% ../nbs/15_viz.ipynb #c087
+# %% ../nbs/15_viz.ipynb #c092
 def panels(
     run, # Folder of a run
     prefix:str='', # Only those whose name begins so
@@ -535,7 +572,7 @@ def panels(
     read = need('PIL.Image', extra='reproduce').open
     return [np.asarray(read(Path(run)/'panels'/f'{name}.png')) for name in rows['panel']], list(rows['label'])
 
-# %% ../nbs/15_viz.ipynb #c090
+# %% ../nbs/15_viz.ipynb #c095
 def _lesion_map_of(run):
     "The map of a run that stored `head` and `lesion_count`."
     return lesion_map(panels(run, 'head')[0][0], panels(run, 'lesion_count')[0][0], len(table(run, 'patients')))
@@ -560,9 +597,13 @@ FIGURES = { # study -> figure -> how to draw it from the folder of a run
         'dice_by_patient': lambda run: dice_strip(table(run, 'patients'), by='input'),
         'best_median_worst': lambda run: triptych(*panels(run, 'patient')),
     },
+    '29_speed_run': {
+        'pace': lambda run: pace_bars(table(run, 'pace')),
+        'score_over_time': lambda run: score_over_time(table(run, 'history'), target=.8443, target_label='0.8443, the thesis'),
+    },
 }
 
-# %% ../nbs/15_viz.ipynb #c093
+# %% ../nbs/15_viz.ipynb #c098
 def draw(
     run, # Folder of a run, with its tables and panels
     study:str, # A key of `FIGURES`
