@@ -8,8 +8,8 @@ Docs: https://neuroseg.github.io/neuroseg/cli.html.md"""
 __all__ = ['FAILED', 'INTERRUPTED', 'COMMANDS', 'EPILOG', 'GROUPS', 'MODEL', 'THREADS', 'NO_FLIPS', 'LAYOUT', 'APP_FLAGS',
            'sentence', 'guarded', 'arg', 'command', 'Version', 'parser', 'main', 'describe', 'predict', 'phantom',
            'data_verify', 'data_fetch', 'setting', 'merged', 'table', 'settings_of', 'train', 'cohort_cases',
-           'seen_in_training', 'evaluate', 'reproduce', 'figures', 'app_command', 'check_port', 'app', 'card_lines',
-           'model']
+           'seen_in_training', 'evaluate', 'reproduce', 'figures', 'claims', 'app_command', 'check_port', 'app',
+           'card_lines', 'model']
 
 # %% ../nbs/18_cli.ipynb #c002
 import argparse, json, os, sys, warnings
@@ -366,7 +366,20 @@ def figures(args):
     drawn = report.figures(names=args.studies or None)
     print(f'{len(drawn)} figure(s) drawn', *map(os.path.relpath, drawn), sep='\n  ')
 
-# %% ../nbs/18_cli.ipynb #c077
+# %% ../nbs/18_cli.ipynb #c074
+@command('claims',
+    arg('--write', action='store_true', help='write CLAIMS.md first'),
+    example='neuroseg claims')
+def claims(args):
+    "recompute every verdict of the claims ledger and look for every number of our pages in the stored runs; exit code 1 if one disagrees"
+    for library in ('pandas', 'yaml'): need(library, extra='reproduce')
+    from neuroseg.claims import check_claims, load_claims, write_ledger
+    if args.write: print('written:', os.path.relpath(write_ledger()))
+    faults = check_claims()
+    print(*faults, f'{len(faults)} fault(s)' if faults else f'{len(load_claims())} claims and every number of our pages agree with the stored runs', sep='\n')
+    return 1 if faults else 0
+
+# %% ../nbs/18_cli.ipynb #c078
 APP_FLAGS = {'server.address': 'localhost', 'server.maxUploadSize': 200, 'server.showEmailPrompt': 'false', 'server.fileWatcherType': 'none',
              'browser.gatherUsageStats': 'false', 'client.toolbarMode': 'minimal', 'client.showErrorDetails': 'none',
              'theme.base': 'light', 'theme.primaryColor': '#b3382c', 'theme.font': 'sans-serif'}
@@ -389,7 +402,7 @@ def check_port(
         try: s.bind(('localhost', port))
         except OSError: raise ConfigError(f'port {port} is in use; choose another one with --port') from None
 
-# %% ../nbs/18_cli.ipynb #c080
+# %% ../nbs/18_cli.ipynb #c081
 @command('app',
     arg('--port', type=int, metavar='N', help='port on this machine (default: 8501, or the next one that is free)'), MODEL,
     example='neuroseg app --port 8600')
@@ -401,7 +414,7 @@ def app(args):
     os.environ['NEUROSEG_MODEL'] = str(load_card(args.model).path) # one that cannot be used is told here rather than in the browser
     return streamlit.main(app_command(args.port), standalone_mode=False)
 
-# %% ../nbs/18_cli.ipynb #c083
+# %% ../nbs/18_cli.ipynb #c084
 def card_lines(
     facts, # Of a model card, nested
     path:str='', # Where in them
@@ -413,7 +426,7 @@ def card_lines(
     if isinstance(facts, list): facts = ', '.join(map(str, facts))
     return [f'{path}: {facts}']
 
-# %% ../nbs/18_cli.ipynb #c085
+# %% ../nbs/18_cli.ipynb #c086
 @command('model',
     arg('card', nargs='?', metavar='CARD', help='card (.json) of a model of your own (default: the shipped model)'),
     arg('--json', action='store_true', help='the whole card, for programs'),

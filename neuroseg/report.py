@@ -193,7 +193,7 @@ def _thesis(run):
         rows = patients[patients['network']==name].dropna(subset='dice')
         n[name] = dict(thesis_protocol=keras_evaluate(g['soft_dice'], g['slices']), by_patient=summarise(rows[['patient','dice']].to_dict('records'), empty=float('nan')))
     for name,h in history.groupby('network'):
-        n[name] |= dict(epochs=len(h), slices_seen=int(h['slices_per_epoch'].sum()), best_epoch=int(h.loc[h['valid_loss'].idxmin(), 'epoch'])+1, train_minutes=float(h['train_s'].sum()/60))
+        n[name] |= dict(epochs=len(h), slices_seen=int(h['slices_per_epoch'].sum()), best_epoch=int(h.loc[h['valid_loss'].idxmin(), 'epoch'])+1, best_valid_dice=float(h.loc[h['valid_loss'].idxmin(), 'thesis_dice']), train_minutes=float(h['train_s'].sum()/60))
     fast, net, blind = n['fast'], n['thesis'], n['blind: neighbouring masks']['thesis_protocol']['dice']
     s = n['split']
     ended = 'where five epochs without a better loss ended its schedule' if fast['epochs']-fast['best_epoch']>=5 else 'short of the end of its schedule'
