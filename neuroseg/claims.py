@@ -182,7 +182,7 @@ def ledger_text(
     def row(c):
         ours,why = our_value(c, root), c.misprint or (c.private and f'private data: {c.private}') or c.unsupported or c.note
         link = f'[{c.run}](reports/{c.run}/notebook.ipynb)' if c.run else ''
-        return f'| {c.what} | {c.where} | {c.defined} | {shown(c.value)} | {shown(ours)} | {link} | {shown(c.tolerance) if c.run and c.tolerance else ""} | **{judge(c, ours)}** | {why} |'
+        return f'| {c.what} | {c.where} | {c.defined} | {c.value:,} | {shown(ours)} | {link} | {c.tolerance or ""} | **{judge(c, ours)}** | {why} |'
     claims = load_claims(root)
     counts = {v: sum(judge(c, our_value(c, root))==v for c in claims) for v in VERDICTS}
     head = '| claim | where | how it is defined | claimed | ours | run | tolerance | verdict | remark |\n|---|---|---|---|---|---|---|---|---|'
