@@ -51,9 +51,10 @@ def test_one_digit_on_a_page(pages_copy, page):
 def test_one_digit_in_a_table(pages_copy, table):
     file = pages_copy/'reports'/table
     head, first, rest = file.read_text(encoding='utf-8').split('\n', 2)
-    column = head.split(',').index({'batches': 'soft_dice', 'patients': 'dice' if '23_' in table else 'lesion_px'}[file.stem])
+    column = head.split(',').index({'batches': 'soft_dice', 'patients': 'dice' if '23_' in table else 'n_slices'}[file.stem])
     cells = first.split(',')
-    cells[column] = cells[column][:-1] + str((int(cells[column][-1])+1) % 10)
+    at = cells[column].find('.') + 2 # the second digit after the point, or of a count
+    cells[column] = cells[column][:at] + str((int(cells[column][at])+1) % 10) + cells[column][at+1:]
     file.write_text('\n'.join([head, ','.join(cells), rest]), encoding='utf-8')
     done = claims(pages_copy)
     assert done.returncode == 1 and f'{table.rpartition("/")[0]}: summary.json is not what its tables give' in done.stdout
