@@ -26,8 +26,9 @@ def workers_of(
         except (OSError, TimeoutError, ValueError) as e: raise ConfigError(f"no Dask scheduler answers at `{address}`; start one with `dask scheduler`, or leave the address out") from e
         with client: yield client
     else:
-        with (distributed.LocalCluster(n_workers=workers, threads_per_worker=1, host='127.0.0.1', dashboard_address=None, silence_logs=50) as cluster,
-              distributed.Client(cluster) as client): yield client
+        try: cluster = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, host='127.0.0.1', dashboard_address=None, silence_logs=50)
+        except (RuntimeError, OSError, TimeoutError) as e: raise RunError(f"{workers} worker(s) cannot be started on this machine ({e}); ask for fewer, or for 1, which needs none") from e
+        with cluster, distributed.Client(cluster) as client: yield client
 
 # %% ../nbs/22_fanout.ipynb #c009
 def _limit_threads(n):
