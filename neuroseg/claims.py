@@ -10,11 +10,11 @@ __all__ = ['VERDICTS', 'PAGES', 'SCORE', 'NOT_SCORES', 'Claim', 'claim_from', 'o
 
 # %% ../nbs/24_claims.ipynb #c002
 import math, re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from .core import ConfigError, InputError, atomic_path, jsonable, need, read_json
-from .report import find_repo, summary
+from .report import find_repo, kept_runs, summary
 
 # %% ../nbs/24_claims.ipynb #c005
 VERDICTS = ('reproduced', 'reproduced under its protocol only', 'not reproduced', 'misprint', 'cannot be checked')
@@ -113,8 +113,7 @@ def stored_numbers(
         if isinstance(v, dict): return [n for k,x in v.items() for n in walk(x, f'{at} / {k}')]
         if isinstance(v, list): return [n for i,x in enumerate(v) for n in walk(x, f'{at} / {i}')]
         return [(float(v), at)] if isinstance(v, (int,float)) and not isinstance(v, bool) else []
-    files = sorted((Path(root)/'reports').glob('*/*/summary.json'))
-    return [n for f in files if f.parent.name not in ('smoke','gpu') and not f.parent.name.startswith(('.','private')) for n in walk(read_json(f), f'{f.parent.parent.name}/{f.parent.name}')]
+    return [n for f in kept_runs(root) for n in walk(read_json(f/'summary.json'), f'{f.parent.name}/{f.name}')]
 
 def standing(
     printed:str, # A score as a page prints it
@@ -150,8 +149,7 @@ def changed_runs(
     root, # Of the repository
 )->list[str]: # A sentence for each run whose summary is not what its tables give
     "Compute every stored summary again from its tables."
-    runs = sorted(f.parent for f in (Path(root)/'reports').glob('*/*/run.json') if f.parent.name not in ('smoke','gpu') and not f.parent.name.startswith(('.','private')))
-    return [f"{f.parent.name}/{f.name}: summary.json is not what its tables give; run the study again" for f in runs
+    return [f"{f.parent.name}/{f.name}: summary.json is not what its tables give; run the study again" for f in kept_runs(root)
             if _differs(read_json(f/'summary.json'), jsonable(summary(f, f.parent.name)))]
 
 # %% ../nbs/24_claims.ipynb #c028

@@ -379,7 +379,7 @@ def claims(args):
     print(*faults, f'{len(faults)} fault(s)' if faults else f'{len(load_claims())} claims and every number of our pages agree with the stored runs', sep='\n')
     return 1 if faults else 0
 
-# %% ../nbs/18_cli.ipynb #c078
+# %% ../nbs/18_cli.ipynb #c079
 APP_FLAGS = {'server.address': 'localhost', 'server.maxUploadSize': 200, 'server.showEmailPrompt': 'false', 'server.fileWatcherType': 'none',
              'browser.gatherUsageStats': 'false', 'client.toolbarMode': 'minimal', 'client.showErrorDetails': 'none',
              'theme.base': 'light', 'theme.primaryColor': '#b3382c', 'theme.font': 'sans-serif'}
@@ -402,7 +402,7 @@ def check_port(
         try: s.bind(('localhost', port))
         except OSError: raise ConfigError(f'port {port} is in use; choose another one with --port') from None
 
-# %% ../nbs/18_cli.ipynb #c081
+# %% ../nbs/18_cli.ipynb #c082
 @command('app',
     arg('--port', type=int, metavar='N', help='port on this machine (default: 8501, or the next one that is free)'), MODEL,
     example='neuroseg app --port 8600')
@@ -414,7 +414,7 @@ def app(args):
     os.environ['NEUROSEG_MODEL'] = str(load_card(args.model).path) # one that cannot be used is told here rather than in the browser
     return streamlit.main(app_command(args.port), standalone_mode=False)
 
-# %% ../nbs/18_cli.ipynb #c084
+# %% ../nbs/18_cli.ipynb #c085
 def card_lines(
     facts, # Of a model card, nested
     path:str='', # Where in them
@@ -426,7 +426,7 @@ def card_lines(
     if isinstance(facts, list): facts = ', '.join(map(str, facts))
     return [f'{path}: {facts}']
 
-# %% ../nbs/18_cli.ipynb #c086
+# %% ../nbs/18_cli.ipynb #c087
 @command('model',
     arg('card', nargs='?', metavar='CARD', help='card (.json) of a model of your own (default: the shipped model)'),
     arg('--json', action='store_true', help='the whole card, for programs'),

@@ -92,6 +92,10 @@ def keep_plan(
     if differs: raise RunError(f"`{Path(run).name}` holds a run that differs in {', '.join(differs[:4])}; name another folder, or repeat its settings to resume it")
 
 # %% ../nbs/20_fit.ipynb #c018
+def _fingerprint(cases): # SHA-256 of all their files
+    "Names the data of a cohort."
+    return hash_files([f for c in cases for f in (*c.images, *c.masks) if f])
+
 def plan_run(
     folder, # Of a cohort
     run, # Folder of the run
@@ -102,9 +106,8 @@ def plan_run(
 )->tuple: # Training cases, test cases, split, facts about the training data, fingerprint of all data
     "Settle what a run learns from, and keep it."
     train_cases,test_cases,split = split_cohort(folder, fold=fold, layout=layout)
-    learnt,scored = ([f for c in cases for f in (*c.images, *c.masks) if f] for cases in (train_cases, test_cases))
-    data = dict(layout=split['layout'], hash=hash_files(learnt), patients=len(split['train']), slices=sum(c.n_slices for c in train_cases))
-    whole = hash_files(learnt+scored)
+    data = dict(layout=split['layout'], hash=_fingerprint(train_cases), patients=len(split['train']), slices=sum(c.n_slices for c in train_cases))
+    whole = _fingerprint(train_cases+test_cases)
     keep_plan(run, dict(recipe=config_dict(cfg), split=split, data_hash=whole))
     return train_cases, test_cases, split, data, whole
 
@@ -210,10 +213,6 @@ def cross_validate(
     write_json(run/'plan.json', dict(recipe=config_dict(cfg), folds=folds, data_hash=_fingerprint(cases)))
     return summaries
 
-def _fingerprint(cases): # SHA-256 of all their files
-    "Names the data of a cohort."
-    return hash_files([f for c in cases for f in (*c.images, *c.masks) if f])
-
 # %% ../nbs/20_fit.ipynb #c042
 def fit_everyone(
     folder, # Of the cohort that was cross-validated
@@ -231,8 +230,10 @@ def fit_everyone(
     split = dict(layout=cases[0].layout, protocol='patient', fold=None, train=sorted({patient_id(c.patient) for c in cases}), test=[])
     data = dict(layout=cases[0].layout, hash=whole, patients=len(split['train']), slices=sum(c.n_slices for c in cases))
     keep_plan(run, dict(recipe=config_dict(cfg), split=split, data_hash=whole))
+    if (run/'run.json').exists(): return run/'model'/f'{name}.json'
+    fold_of = case_folds(cases)
     with record_run(dict(recipe=config_dict(cfg), fold=None, name=name), whole) as rec:
-        watched = [c for c in cases if case_folds(cases)[patient_id(c.patient)]==judged['folds'][0]] # learnt from, so that its curve is no score
+        watched = [c for c in cases if fold_of[patient_id(c.patient)]==judged['folds'][0]] # learnt from, so that its curve is no score
         learn = train(cfg, *(slice_set(cs, cfg.prep, progress=progress) for cs in (cases, watched)), run, progress=progress)
         card = write_model(learn.model, run, name=name, cfg=cfg, split=split, data=data)
         seconds = sum(r['train_s'] for r in read_rows(run/'history.csv'))

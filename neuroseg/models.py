@@ -130,7 +130,7 @@ def depthwise_input_grad(
     k,spread = w.shape[-1], g
     if stride>1:
         h,v = ((n-1)*stride + 1 for n in g.shape[-2:])
-        spread = torch.zeros((*g.shape[:2], h, v), dtype=g.dtype).to(memory_format=torch.channels_last)
+        spread = g.new_zeros((*g.shape[:2], h, v)).to(memory_format=torch.channels_last)
         spread[:,:,::stride,::stride] = g
     full = F.conv2d(spread, w.flip(2,3), None, 1, k-1, 1, len(w)) # reaches from the first padded pixel to the last that was used
     (H,W),(h,v) = size, full.shape[-2:]

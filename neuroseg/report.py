@@ -7,8 +7,8 @@ Docs: https://neuroseg.github.io/neuroseg/report.html.md"""
 # %% auto #0
 __all__ = ['SUMMARIES', 'PAGE', 'ABOUT', 'find_repo', 'studies', 'find_study', 'study_params', 'parameters_of', 'check_params',
            'StudyRun', 'summary', 'own_paths', 'scrub', 'scrub_all', 'publishable', 'nbformat_of', 'to_html', 'library',
-           'code_hash', 'is_current', 'kernel_environment', 'why', 'execute', 'run_study', 'reproduce', 'write_index',
-           'figures']
+           'code_hash', 'is_current', 'kernel_environment', 'why', 'execute', 'run_study', 'reproduce', 'kept_runs',
+           'write_index', 'figures']
 
 # %% ../nbs/16_report.ipynb #c002
 import ast, contextlib, hashlib, os, re, shutil, sys, tempfile
@@ -502,6 +502,14 @@ def _profiles(study, root): # Empty if there is no params.yml
     return need('yaml', extra='reproduce').safe_load(file.read_text(encoding='utf-8')) or {} if file.is_file() else {}
 
 # %% ../nbs/16_report.ipynb #c091
+def kept_runs(
+    root, # Of the repository
+)->list[Path]: # Their folders, reports/<study>/<profile>
+    "Runs that count as results: not those of the smoke and gpu profiles, nor private ones, nor half-done ones."
+    runs = (f.parent for f in (Path(root)/'reports').glob('*/*/run.json'))
+    return sorted(r for r in runs if r.name not in ('smoke','gpu') and not r.name.startswith(('.','private')))
+
+# %% ../nbs/16_report.ipynb #c093
 ABOUT = """# Reports
 
 What the studies in `nbs/studies` found. Each row is one run: the notebook as it ran, its tables, the figures drawn from them, and
@@ -528,14 +536,13 @@ def write_index(
 )->Path: # reports/README.md
     "List the runs that are kept in the repository."
     root = find_repo(root)
-    runs = [f.parent for f in (root/'reports').glob('*/*/run.json') if f.parent.name not in ('smoke','gpu') and not f.parent.name.startswith(('.', 'private'))]
-    order = sorted(runs, key=lambda f: (int(re.match(r'\d*', f.parent.name)[0] or 999), f.parent.name, f.name))
+    order = sorted(kept_runs(root), key=lambda f: (int(re.match(r'\d*', f.parent.name)[0] or 999), f.parent.name, f.name))
     head = '| study | profile | found | run on | code | minutes | notebook |\n|---|---|---|---|---|---|---|'
     text = '\n'.join([ABOUT.format(example=next(iter(studies(root)), '20_exploration')), head, *(_row(root, f) for f in order)]) + '\n'
     with atomic_path(root/'reports'/'README.md') as tmp: tmp.write_text(text, encoding='utf-8', newline='\n')
     return root/'reports'/'README.md'
 
-# %% ../nbs/16_report.ipynb #c095
+# %% ../nbs/16_report.ipynb #c097
 def figures(
     names=None, # Studies; None: all
     *,
