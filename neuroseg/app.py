@@ -6,9 +6,8 @@ Docs: https://neuroseg.github.io/neuroseg/app.html.md"""
 
 # %% auto #0
 __all__ = ['st', 'ENDINGS', 'MAX_UPLOAD_MB', 'MAX_FILES', 'RED', 'store', 'is_volume', 'arrange', 'Result', 'segment_found',
-           'segment_uploads', 'at_threshold', 'Views', 'views', 'pair', 'extent', 'extent_chart', 'bundle',
-           'shared_segmenter', 'score_rows', 'sidebar', 'choose', 'current_results', 'look', 'numbers', 'take_away',
-           'icon', 'show', 'page']
+           'segment_uploads', 'Views', 'views', 'pair', 'extent', 'extent_chart', 'bundle', 'shared_segmenter',
+           'score_rows', 'sidebar', 'choose', 'current_results', 'look', 'numbers', 'take_away', 'icon', 'show', 'page']
 
 # %% ../nbs/17_app.ipynb #c002
 import sys
@@ -21,15 +20,14 @@ if __name__=='__main__' and 'streamlit.runtime' in sys.modules and sys.modules['
 
 # %% ../nbs/17_app.ipynb #c003
 import io, json, re, tempfile, zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .core import InputError, NeurosegError, jsonable, need, read_json, write_json
-from .infer import LOW_CONFIDENCE, NOTICE, Found, Segmentation, Segmenter, expected_dice, group_sequences, mask_warnings, overlay, scan_warnings
+from .infer import NOTICE, Found, Segmentation, Segmenter, group_sequences, overlay
 from .io import Scan, natural_key
-from .masks import lesion_stats
 from .prep import axial_view, head_mask, rescale, to_axial
 from .sample import sample_path
 
@@ -79,7 +77,6 @@ class Result:
     name:str # To show
     found:Segmentation # At the model's own threshold
     inputs:list # Name and fingerprint of each file
-    notes:list # What was noticed about the scan itself
 
 def segment_found(
     segmenter:Segmenter,
@@ -88,9 +85,9 @@ def segment_found(
 )->Result:
     "Segment one scan and let go of its files."
     seg = segmenter.segment(found.source)
-    inputs,notes = seg.report()['input'], found.notes + scan_warnings(seg.scan)
-    seg.files,seg.scan.source = [],name
-    return Result(name, seg, inputs, notes)
+    inputs,seg.files,seg.scan.source = seg.report()['input'], [], name
+    seg.notes = found.notes + seg.notes
+    return Result(name, seg.at(seg.threshold), inputs)
 
 # %% ../nbs/17_app.ipynb #c015
 def segment_uploads(
@@ -113,20 +110,7 @@ def segment_uploads(
             tick((i+1)/len(found))
     return results, errors
 
-# %% ../nbs/17_app.ipynb #c018
-def at_threshold(
-    result:Result, # Segmented once
-    threshold:float, # Above which a voxel is tumour
-)->Segmentation: # Everything that depends on the threshold made anew
-    "The same probabilities, cut elsewhere."
-    seg = result.found
-    mask = seg.prob>threshold
-    confidence = expected_dice(seg.prob, mask)
-    low = seg.card.facts.get('low_confidence', LOW_CONFIDENCE)
-    return replace(seg, mask=mask, threshold=threshold, confidence=confidence, stats=lesion_stats(mask, seg.scan.spacing_mm),
-                   warnings=result.notes + mask_warnings(mask, seg.scan, confidence, low=low))
-
-# %% ../nbs/17_app.ipynb #c022
+# %% ../nbs/17_app.ipynb #c021
 RED = (220,50,47) # Of the outline
 
 @dataclass
@@ -153,7 +137,7 @@ def views(
     size = tuple(max(1, round(v*side_px/max(h,w))) for v in (w,h))
     return Views(planes, axes, flips, size, mm[1]*mm[2]/100 if scan.spacing_mm else None)
 
-# %% ../nbs/17_app.ipynb #c024
+# %% ../nbs/17_app.ipynb #c023
 def pair(
     shown:Views, # Of the scan
     mask:np.ndarray, # Boolean `(Z,Y,X)` on the scan's grid
@@ -166,7 +150,7 @@ def pair(
     outline = Image.fromarray(to_axial(mask, shown.axes, shown.flips)[k].astype(np.uint8)*255).resize(shown.size, Image.Resampling.NEAREST)
     return grey, Image.fromarray(overlay(np.asarray(grey), np.asarray(outline)>0, colour=RED, fill=.3))
 
-# %% ../nbs/17_app.ipynb #c027
+# %% ../nbs/17_app.ipynb #c026
 def extent(
     seg:Segmentation, # What was found
     shown:Views, # Of its scan
@@ -187,7 +171,7 @@ def extent_chart(
                 encoding=dict(x=dict(field='slice', type='ordinal', title='slice', axis=dict(labelOverlap=True, labelAngle=0)),
                               y=dict(field='area', type='quantitative', title=unit), color=colour))
 
-# %% ../nbs/17_app.ipynb #c030
+# %% ../nbs/17_app.ipynb #c029
 def bundle(
     result:Result, # Of the scan
     seg:Segmentation, # The same, at the threshold that is shown
@@ -202,7 +186,7 @@ def bundle(
             for f in sorted(p for p in folder.rglob('*') if p.is_file()): z.write(f, f.relative_to(folder))
     return packed.getvalue()
 
-# %% ../nbs/17_app.ipynb #c035
+# %% ../nbs/17_app.ipynb #c034
 @st.cache_resource(show_spinner='Loading the model')
 def shared_segmenter()->Segmenter: return Segmenter() # One for all visitors; threads may share it
 
@@ -219,7 +203,7 @@ def score_rows(
         elif isinstance(v, (int, float)) and 'Dice' in name and name.endswith(('mean', 'median')): rows[name] = round(v, 3)
     return rows
 
-# %% ../nbs/17_app.ipynb #c037
+# %% ../nbs/17_app.ipynb #c036
 def sidebar(
     card, # `infer.ModelCard`
 ):
@@ -234,7 +218,7 @@ def sidebar(
     st.sidebar.subheader('Your data')
     st.sidebar.caption('Files stay on the machine that runs this page. They are deleted as soon as they are read; results are forgotten when you close the page.')
 
-# %% ../nbs/17_app.ipynb #c040
+# %% ../nbs/17_app.ipynb #c039
 def choose()->tuple: # Uploaded files, whether pictures belong together, whether the sample is wanted
     "Let the visitor give a scan."
     left,right = st.columns([3,1], vertical_alignment='bottom')
@@ -246,7 +230,7 @@ def choose()->tuple: # Uploaded files, whether pictures belong together, whether
     together = pictures<2 or st.radio(f'The {pictures} pictures are', ['slices of one scan', 'separate scans'], horizontal=True)=='slices of one scan'
     return uploads, together, st.session_state.get('sample', False)
 
-# %% ../nbs/17_app.ipynb #c042
+# %% ../nbs/17_app.ipynb #c041
 def current_results(
     segmenter:Segmenter,
     uploads:list, # From `choose`
@@ -265,7 +249,7 @@ def current_results(
         bar.empty()
     return kept[key]
 
-# %% ../nbs/17_app.ipynb #c045
+# %% ../nbs/17_app.ipynb #c044
 def look(
     result:Result, # To be looked at
 )->tuple: # `Segmentation` at the chosen threshold, `Views`, slice from 0
@@ -274,7 +258,7 @@ def look(
     n = len(shown.planes['flair'])
     *a,b,c = st.columns([4]*(n>1)+[4,5], gap='medium')
     default = min(max(result.found.threshold, .02), .98)
-    seg = at_threshold(result, b.slider('Threshold', .02, .98, default, .01, key=f'threshold {key}', help='Probability above which a voxel counts as tumour; the model was tuned for the value it starts with'))
+    seg = result.found.at(b.slider('Threshold', .02, .98, default, .01, key=f'threshold {key}', help='Probability above which a voxel counts as tumour; the model was tuned for the value it starts with'))
     areas,unit = extent(seg, shown)
     start = int(np.argmax(extent(result.found, shown)[0])) if result.found.mask.any() else n//2
     k = a[0].slider('Slice', 1, n, start+1, key=f'slice {key}')-1 if n>1 else 0
@@ -286,7 +270,7 @@ def look(
     b.image(drawn, f'outline: {areas[k]:g} {unit} in this slice' if areas[k] else 'no lesion in this slice', width='stretch')
     return seg, shown, k
 
-# %% ../nbs/17_app.ipynb #c047
+# %% ../nbs/17_app.ipynb #c046
 def numbers(
     seg:Segmentation, # At the chosen threshold
 ):
@@ -301,7 +285,7 @@ def numbers(
         b.metric('Pieces', s['n_components'], help='Separate lesions, counted in three dimensions')
     for w in seg.warnings: st.warning(w, icon=':material/info:')
 
-# %% ../nbs/17_app.ipynb #c049
+# %% ../nbs/17_app.ipynb #c048
 def take_away(
     result:Result,
     seg:Segmentation, # At the chosen threshold
@@ -312,7 +296,7 @@ def take_away(
     said = jsonable(seg.report(result.name) | dict(input=result.inputs))
     st.download_button('report.json', json.dumps(said, indent=2, sort_keys=True), f'{name}_report.json', 'application/json', on_click='ignore', icon=':material/description:', width='stretch')
 
-# %% ../nbs/17_app.ipynb #c052
+# %% ../nbs/17_app.ipynb #c051
 def icon(): # PIL image, for the browser's tab
     "A red lesion in a grey head."
     from PIL import Image
@@ -320,7 +304,7 @@ def icon(): # PIL image, for the browser's tab
     head,lesion = x**2/.6 + y**2 < .95, (x-.2)**2 + (y+.25)**2 < .09
     return Image.fromarray(np.where(lesion[...,None], RED, np.where(head, 120, 255)[...,None]).astype(np.uint8))
 
-# %% ../nbs/17_app.ipynb #c055
+# %% ../nbs/17_app.ipynb #c054
 def show(
     result:Result,
 ):

@@ -17,7 +17,7 @@ import numpy as np
 
 from .cases import load_case
 from .core import ConfigError, InputError, atomic_path, need
-from .infer import expected_dice, prob_volume
+from .infer import expected_dice, outline, prob_volume
 from .io import Scan
 from .metrics import Summary, paired_ci, pooled, score_case, summarise
 from .prep import Prep
@@ -30,7 +30,8 @@ class TorchSegmenter:
         prep:Prep, # How a scan is prepared for it
         *,
         threshold:float=.5, # Probability above which a voxel is tumour
-    ): self.model,self.prep,self.threshold = model.eval(), prep, threshold
+        pieces:float=0., # Pieces of the mask that are kept, see `infer.outline`
+    ): self.model,self.prep,self.threshold,self.pieces = model.eval(), prep, threshold, pieces
     def run(self, x:np.ndarray)->np.ndarray: # `(B,C,S,S)` float32 to probabilities `(B,S,S)`
         torch = need('torch', extra='train')
         device = next(self.model.parameters()).device
@@ -54,7 +55,7 @@ def flair_alone(
 # %% ../nbs/14_evaluate.ipynb #c014
 def evaluate_case(
     case, # `cases.Case`
-    segmenter, # With `prob(scan, flips=...)` and `threshold`
+    segmenter, # With `prob(scan, flips=...)` and `threshold`, and `pieces` where not all are kept
     *,
     empty:float, # What two empty masks count: 1, 0 or NaN
     flair_only:bool=False, # Take the other sequences away
@@ -68,14 +69,14 @@ def evaluate_case(
     start = time.perf_counter()
     prob = segmenter.prob(scan, flips=flips)
     seconds = time.perf_counter()-start
-    pred = prob > (segmenter.threshold if threshold is None else threshold)
+    pred = outline(prob, threshold=segmenter.threshold if threshold is None else threshold, pieces=getattr(segmenter, 'pieces', 0.))
     return dict(patient=case.patient, case=case.case, institution=case.institution, n_slices=scan.n_slices, sequences='+'.join(scan.sequences),
                 **score_case(pred, targ, spacing_mm=scan.spacing_mm, empty=empty, surface=surface), confidence=expected_dice(prob, pred), seconds=round(seconds, 3))
 
 # %% ../nbs/14_evaluate.ipynb #c017
 def evaluate_cases(
     cases, # `cases.Case`s, one a patient
-    segmenter, # With `prob(scan, flips=...)` and `threshold`
+    segmenter, # With `prob(scan, flips=...)` and `threshold`, and `pieces` where not all are kept
     *,
     empty:float, # What two empty masks count: 1, 0 or NaN
     progress:bool=True, # Show a bar

@@ -113,7 +113,7 @@ def model_card(
     "Everything that must be known of a model, to use it and to judge it."
     import neuroseg
     prep = cfg if isinstance(cfg, Prep) else cfg.prep
-    known = dict(version='0', licence=None, threshold=.5, data=None, split=None, metrics=None, seconds=None)
+    known = dict(version='0', licence=None, threshold=.5, pieces=0., data=None, split=None, metrics=None, seconds=None)
     if not 0 < float(card.get('threshold', .5)) < 1: raise ConfigError(f"model_card: threshold={card['threshold']} must lie between 0 and 1")
     commit,dirty = git_commit(Path(neuroseg.__file__).parent)
     return jsonable(known | card | dict(

@@ -150,7 +150,7 @@ def write_model(
 )->Path: # Of the card, still without a score
     "Export a network with all that is known before it is scored."
     licence = 'CC BY-NC-SA 4.0' if set(split['train']) & set(FOLDS) else None # what was learnt from the LGG cohort inherits its terms
-    return export_model(model, run/'model', name=name, cfg=cfg, card=dict(version='1', licence=licence, threshold=.5, split=split, data=data))
+    return export_model(model, run/'model', name=name, cfg=cfg, card=dict(version='1', licence=licence, threshold=cfg.threshold, pieces=cfg.pieces, split=split, data=data))
 
 # %% ../nbs/20_fit.ipynb #c030
 def fit_cohort(

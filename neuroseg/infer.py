@@ -7,7 +7,7 @@ Docs: https://neuroseg.github.io/neuroseg/infer.html.md"""
 # %% auto #0
 __all__ = ['CARD_FORMAT', 'DEFAULT_MODEL', 'MAX_MODEL_MB', 'MAX_NODES', 'LOW_CONFIDENCE', 'NOTICE', 'ORANGE', 'OURS',
            'SEQUENCE_LIKE', 'weights_dir', 'shipped_models', 'brief', 'ModelCard', 'card_from', 'load_card',
-           'proto_fields', 'graph_facts', 'check_graph', 'cores', 'open_session', 'prob_volume', 'Segmenter',
+           'proto_fields', 'graph_facts', 'check_graph', 'cores', 'open_session', 'prob_volume', 'Segmenter', 'outline',
            'expected_dice', 'scan_warnings', 'mask_warnings', 'Segmentation', 'input_files', 'segment', 'overlay',
            'pick_slices', 'tiles', 'preview', 'replaceable', 'Found', 'group_sequences', 'expand', 'case_names',
            'predict_case', 'predict_cases']
@@ -15,7 +15,7 @@ __all__ = ['CARD_FORMAT', 'DEFAULT_MODEL', 'MAX_MODEL_MB', 'MAX_NODES', 'LOW_CON
 # %% ../nbs/13_infer.ipynb #c002
 import hashlib, math, os, re, time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from fastcore.basics import patch
 from .core import ConfigError, InputError, NeurosegError, OutputError, atomic_dir, read_json, sha256_file, write_json
 from .io import (Scan, SEQUENCE_WORDS, decoding, guess_sequence, is_dicom, is_mask, natural_key, read_scan, slice_files, stem,
                          write_mask_nifti, write_mask_png)
-from .masks import boundary, lesion_stats
+from .masks import boundary, lesion_stats, main_pieces
 from .prep import SEQUENCES, Prep, axial_view, head_mask, prepare, rescale, restore, to_axial, with_context
 
 # %% ../nbs/13_infer.ipynb #c006
@@ -61,17 +61,19 @@ class ModelCard:
     sha256:str # Of the ONNX file
     path:Path = field(repr=False) # The card; the model lies beside it
     facts:dict = field(repr=False) # All that is on the card
+    pieces:float = 0. # Which pieces of the mask are kept: the `share` of `masks.main_pieces`
     @property
     def onnx(self)->Path: return self.path.with_suffix('.onnx')
     def _repr_markdown_(self):
         metrics = self.facts.get('metrics')
         scores = {f'metrics, {k}': v for k,v in metrics.items()} if isinstance(metrics, dict) else {'metrics':metrics}
         rows = dict(version=self.version) | {k: self.facts.get(k) for k in ('created','licence','data','split')} | scores | dict(
-            input=f"{'+'.join(SEQUENCES)}, {self.prep.size_px} px, {self.prep.n_channels} channels", threshold=self.threshold, sha256=self.sha256[:16]+'…')
+            input=f"{'+'.join(SEQUENCES)}, {self.prep.size_px} px, {self.prep.n_channels} channels", threshold=self.threshold,
+            pieces=f'at least {self.pieces:.0%} of the heaviest' if self.pieces else 'all', sha256=self.sha256[:16]+'…')
         return f'**{self.name}**\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {brief(v)} |' for k,v in rows.items() if v is not None)
 
 # %% ../nbs/13_infer.ipynb #c014
-def _card_faults(facts, prep, threshold, sha256)->list: # Sentences
+def _card_faults(facts, prep, threshold, pieces, sha256)->list: # Sentences
     "What makes a card unusable."
     p = prep
     whole = all(isinstance(v, int) for v in (p.size_px, p.context)) and len(p.clip)==2
@@ -82,6 +84,7 @@ def _card_faults(facts, prep, threshold, sha256)->list: # Sentences
         (whole and not 0<=p.clip[0]<p.clip[1]<=100, 'its `clip` must be two rising percentiles'),
         (not (0<=p.margin<=1 and 0<p.context_mm<=100), 'its `margin` or `context_mm` is out of range'),
         (not 0<threshold<1, 'its `threshold` must lie between 0 and 1'),
+        (not 0<=pieces<=1, 'its `pieces` must be a share from 0 to 1'),
         (not re.fullmatch('[0-9a-f]{64}', sha256), 'its `sha256` is no SHA-256')) if bad]
 
 # %% ../nbs/13_infer.ipynb #c018
@@ -94,9 +97,9 @@ def card_from(
     if facts['format']!=CARD_FORMAT: raise InputError(f"`{path.name}` has format {facts['format']!r}, this version reads {CARD_FORMAT}; install the newest neuroseg")
     try:
         prep = Prep(**{**facts['input']['prep'], 'clip':tuple(facts['input']['prep']['clip'])})
-        threshold,sha = float(facts['threshold']), str(facts['sha256']['onnx'])
-        faults = _card_faults(facts, prep, threshold, sha)
-        card = ModelCard(str(facts['name']), str(facts['version']), prep, threshold, sha, path, facts)
+        threshold,pieces,sha = float(facts['threshold']), float(facts.get('pieces', 0)), str(facts['sha256']['onnx'])
+        faults = _card_faults(facts, prep, threshold, pieces, sha)
+        card = ModelCard(str(facts['name']), str(facts['version']), prep, threshold, sha, path, facts, pieces)
     except (KeyError, TypeError, ValueError) as e: raise InputError(f"`{path.name}` is no usable model card ({type(e).__name__}: {e}); export the model again") from e
     if faults: raise InputError(f"`{path.name}` cannot be used: {faults[0]}; export the model again")
     return card
@@ -245,6 +248,8 @@ class Segmenter:
         self.session = open_session(self.card, threads=threads)
     @property
     def threshold(self)->float: return self.card.threshold
+    @property
+    def pieces(self)->float: return self.card.pieces
     def __repr__(self): return f'Segmenter({self.card.name!r}, version {self.card.version!r})'
     def run(self, x:np.ndarray)->np.ndarray: # `(B,C,S,S)` float32 to `(B,S,S)` float32
         prob, = self.session.run(['prob'], {'x':x})
@@ -264,6 +269,16 @@ def prob(self:Segmenter,
     return prob_volume(self.run, scan, self.card.prep, flips=flips)
 
 # %% ../nbs/13_infer.ipynb #c061
+def outline(
+    prob:np.ndarray, # Probabilities `(Z,Y,X)`
+    *,
+    threshold:float, # Above which a voxel is tumour
+    pieces:float=0., # Which pieces are kept: the `share` of `masks.main_pieces`
+)->np.ndarray: # Boolean, same shape
+    "Cut probabilities at a threshold and keep the pieces that weigh enough."
+    return main_pieces(prob>threshold, prob, share=pieces)
+
+# %% ../nbs/13_infer.ipynb #c064
 def expected_dice(
     prob:np.ndarray, # Probabilities
     mask:np.ndarray, # Boolean, same shape
@@ -272,7 +287,7 @@ def expected_dice(
     if not mask.any(): return math.nan
     return float(2*prob[mask].sum(dtype=np.float64)/(prob.sum(dtype=np.float64) + mask.sum()))
 
-# %% ../nbs/13_infer.ipynb #c066
+# %% ../nbs/13_infer.ipynb #c069
 def scan_warnings(
     scan:Scan, # With a FLAIR sequence
 )->list: # Sentences
@@ -291,7 +306,7 @@ def scan_warnings(
     if len(np.unique(flair[len(flair)//2]))<16: warn.append('fewer than 16 grey levels: a drawing or a mask rather than MRI?')
     return warn
 
-# %% ../nbs/13_infer.ipynb #c070
+# %% ../nbs/13_infer.ipynb #c073
 # Below this expected Dice a warning is given; a card may set its own `low_confidence`.
 # Of 18 patients that the first shipped model had not seen, two fell below: their Dice was under 0.5, as was that of one above
 LOW_CONFIDENCE = .85
@@ -312,7 +327,7 @@ def mask_warnings(
     if share>(.25 if scan.n_slices>1 else .5): warn.append(f'the outline covers {share:.0%} of the head: hardly a lesion')
     return warn
 
-# %% ../nbs/13_infer.ipynb #c074
+# %% ../nbs/13_infer.ipynb #c077
 NOTICE = 'Research use only. Not a medical device: not for diagnosis or treatment.'
 
 @dataclass
@@ -328,6 +343,7 @@ class Segmentation:
     threshold:float # Above which a voxel is tumour
     seconds:float # From reading to mask
     files:list=field(default_factory=list) # Files that were read
+    notes:list=field(default_factory=list) # Those of the warnings that are about the scan, not about the outline
     @property
     def volume_ml(self)->float|None: return self.stats['volume_ml'] # None where the spacing is unknown
     def __repr__(self): return f"Segmentation({self.scan.source!r}, {self.stats['n_px']:,} voxels, confidence {self.confidence:.2f})"
@@ -339,7 +355,19 @@ class Segmentation:
         notes = ''.join(f'\n- {w}' for w in self.warnings)
         return f'**{self.scan.source}**\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k,v in rows) + f'\n{notes}\n\n*{NOTICE}*'
 
-# %% ../nbs/13_infer.ipynb #c076
+# %% ../nbs/13_infer.ipynb #c079
+@patch
+def at(self:Segmentation,
+    threshold:float, # Above which a voxel is tumour
+)->Segmentation: # Everything that depends on the threshold made anew
+    "The same probabilities, cut elsewhere."
+    mask = outline(self.prob, threshold=threshold, pieces=self.card.pieces)
+    confidence = expected_dice(self.prob, mask)
+    low = self.card.facts.get('low_confidence', LOW_CONFIDENCE)
+    return replace(self, mask=mask, threshold=threshold, confidence=confidence, stats=lesion_stats(mask, self.scan.spacing_mm),
+                   warnings=self.notes + mask_warnings(mask, self.scan, confidence, low=low))
+
+# %% ../nbs/13_infer.ipynb #c082
 def input_files(
     source, # What `read_scan` takes
 )->list: # Paths
@@ -352,7 +380,7 @@ def input_files(
     pictures = slice_files(source/'images' if (source/'images').is_dir() and not slice_files(source)[0] else source)[0]
     return volumes or pictures or sorted(f for f in source.rglob('*') if f.is_file() and not f.name.startswith('.'))
 
-# %% ../nbs/13_infer.ipynb #c079
+# %% ../nbs/13_infer.ipynb #c085
 @patch
 def segment(self:Segmenter,
     source, # A `Scan`, or what `read_scan` takes: a file, a folder of slices, NIfTI files, a DICOM folder
@@ -365,14 +393,12 @@ def segment(self:Segmenter,
     threshold = self.card.threshold if threshold is None else threshold
     if not 0<threshold<1: raise ConfigError(f"threshold={threshold} must lie between 0 and 1")
     scan,files = (source,[]) if isinstance(source, Scan) else (read_scan(source), input_files(source))
-    prob = self.prob(scan, flips=flips)
-    mask = prob>threshold
-    confidence = expected_dice(prob, mask)
-    warn = scan_warnings(scan) + mask_warnings(mask, scan, confidence, low=self.card.facts.get('low_confidence', LOW_CONFIDENCE))
+    prob,notes = self.prob(scan, flips=flips), scan_warnings(scan)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir(): scan.source = Path(source).absolute().name
-    return Segmentation(mask, prob, scan, confidence, lesion_stats(mask, scan.spacing_mm), warn, self.card, threshold, time.perf_counter()-start, files)
+    result = Segmentation(None, prob, scan, math.nan, {}, [], self.card, threshold, 0., files, notes).at(threshold)
+    return replace(result, seconds=time.perf_counter()-start)
 
-# %% ../nbs/13_infer.ipynb #c085
+# %% ../nbs/13_infer.ipynb #c091
 _loaded = {}
 
 def segment(
@@ -391,7 +417,7 @@ def segment(
         _loaded[key] = Segmenter(card, threads=threads)
     return _loaded[key].segment(source, threshold=threshold, flips=flips)
 
-# %% ../nbs/13_infer.ipynb #c089
+# %% ../nbs/13_infer.ipynb #c095
 ORANGE = (230,159,0) # Of Okabe and Ito's colours: told from grey by everybody
 
 def overlay(
@@ -406,7 +432,7 @@ def overlay(
     alpha = np.where(boundary(mask), 1., fill*mask)[...,None]
     return (rgb*(1-alpha) + np.array(colour)*alpha).round().astype(np.uint8)
 
-# %% ../nbs/13_infer.ipynb #c091
+# %% ../nbs/13_infer.ipynb #c097
 def pick_slices(
     area_px, # Mask pixels of each slice
     n:int=12, # At most so many
@@ -416,7 +442,7 @@ def pick_slices(
     lo,hi = (max(found[0]-1, 0), min(found[-1]+1, len(area_px)-1)) if len(found) else (0, len(area_px)-1)
     return sorted({int(round(i)) for i in np.linspace(lo, hi, min(n, hi-lo+1))})
 
-# %% ../nbs/13_infer.ipynb #c093
+# %% ../nbs/13_infer.ipynb #c099
 def tiles(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`
@@ -437,7 +463,7 @@ def tiles(
         return Image.fromarray(overlay(image, outline>0))
     return [(k, draw(k)) for k in pick_slices(m.sum((1,2)), n)]
 
-# %% ../nbs/13_infer.ipynb #c096
+# %% ../nbs/13_infer.ipynb #c102
 def preview(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`
@@ -459,7 +485,7 @@ def preview(
     draw.text((4,rows*h+2), caption.encode('ascii', 'replace').decode(), fill=(180,180,180))
     return canvas
 
-# %% ../nbs/13_infer.ipynb #c100
+# %% ../nbs/13_infer.ipynb #c106
 @patch
 def report(self:Segmentation,
     case:str|None=None, # Name of the case; by default the name of the scan
@@ -474,7 +500,7 @@ def report(self:Segmentation,
         input=[dict(name=f.name, sha256=sha256_file(f)) for f in self.files], seconds=round(self.seconds, 3), warnings=self.warnings,
         neuroseg=neuroseg.__version__, notice=NOTICE)
 
-# %% ../nbs/13_infer.ipynb #c102
+# %% ../nbs/13_infer.ipynb #c108
 OURS = re.compile(r'mask\.nii\.gz|mask\.png|masks(/.+_mask\.png)?|preview\.png|report\.json')
 
 def replaceable(
@@ -486,7 +512,7 @@ def replaceable(
     except InputError: return False
     return ours and all(OURS.fullmatch(f.relative_to(folder).as_posix()) for f in folder.rglob('*'))
 
-# %% ../nbs/13_infer.ipynb #c105
+# %% ../nbs/13_infer.ipynb #c111
 @patch
 def save(self:Segmentation,
     folder, # Of this case; its parents are made if need be
@@ -505,7 +531,7 @@ def save(self:Segmentation,
         write_json(tmp/'report.json', said)
     return said
 
-# %% ../nbs/13_infer.ipynb #c111
+# %% ../nbs/13_infer.ipynb #c117
 @dataclass
 class Found:
     "One scan among the inputs."
@@ -517,7 +543,7 @@ def _found(source, path=None, name=None, notes=()):
     path = Path(source if path is None else path).absolute()
     return Found(source, (*path.parent.parts, name or (stem(path) if not path.is_dir() else path.name) or 'scan'), list(notes))
 
-# %% ../nbs/13_infer.ipynb #c113
+# %% ../nbs/13_infer.ipynb #c119
 SEQUENCE_LIKE = set().union(*SEQUENCE_WORDS.values()) | {'t2','t2w','adc','dwi'} # words that tell files of one patient apart
 
 def group_sequences(
@@ -535,7 +561,7 @@ def group_sequences(
         else: found.append(_found(known if len(known)>1 else known[0], known[0], name or parent.name, [f'not a known sequence, ignored: {f.name}' for f in fs if f not in known]))
     return found
 
-# %% ../nbs/13_infer.ipynb #c116
+# %% ../nbs/13_infer.ipynb #c122
 def expand(
     path:Path, # A file or folder that was given
     *,
@@ -555,7 +581,7 @@ def expand(
     whole = not folders or not depth or (path/'images').is_dir() or slice_files(path)[0] or any(is_dicom(f) for f in islice((f for f in path.rglob('*') if f.is_file()), 20))
     return [_found(path)] if whole else [f for p in folders for f in expand(p, skip=skip, depth=depth-1)]
 
-# %% ../nbs/13_infer.ipynb #c119
+# %% ../nbs/13_infer.ipynb #c125
 def case_names(
     found:list, # `Found`
 )->list: # One name each, all different
@@ -571,7 +597,7 @@ def case_names(
         if not longer: raise ConfigError(f"`{parts[clash[0]][-1]}` is given twice, or in two formats; give it once, since each scan writes to a folder of its name")
         for i in longer: depth[i] += 1
 
-# %% ../nbs/13_infer.ipynb #c122
+# %% ../nbs/13_infer.ipynb #c128
 def predict_case(
     segmenter:Segmenter,
     found:Found, # The scan
@@ -588,7 +614,7 @@ def predict_case(
     except NeurosegError as e: return dict(case=folder.name, error=str(e))
     except MemoryError: return dict(case=folder.name, error=f"`{folder.name}` needs more memory than there is; crop it, or close other programs")
 
-# %% ../nbs/13_infer.ipynb #c126
+# %% ../nbs/13_infer.ipynb #c132
 def predict_cases(
     inputs, # A path or many: slices, folders of slices, NIfTI volumes, DICOM folders, folders of these
     out, # Folder for the results; one folder a case is made in it

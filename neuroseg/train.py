@@ -33,12 +33,12 @@ from torch import nn
 
 from .core import ConfigError, InputError, NeurosegError, OutputError, RunError, atomic_path, need, seed_everything, write_json
 from .data import Augment, SliceSet, augment, batch, draw_epoch
-from .losses import DiceBCELoss, SliceTverskyBCELoss, ThesisDiceLoss
+from .losses import DiceBCELoss, MixedDiceBCELoss, SliceTverskyBCELoss, ThesisDiceLoss
 from .models import build_model, lite0_encoder, register
 from .prep import Prep
 
 # %% ../nbs/11_train.ipynb #c009
-LOSSES = {'dice_bce': DiceBCELoss, 'thesis': ThesisDiceLoss, 'slice_dice_bce': SliceTverskyBCELoss,
+LOSSES = {'dice_bce': DiceBCELoss, 'mixed_dice_bce': MixedDiceBCELoss, 'thesis': ThesisDiceLoss, 'slice_dice_bce': SliceTverskyBCELoss,
           'slice_tversky_bce': partial(SliceTverskyBCELoss, missed=.7, wrong=.3)}
 OPTIMIZERS = {'adamw': torch.optim.AdamW, 'adam': torch.optim.Adam}
 CHOICES = dict(loss=(*LOSSES,), optimizer=(*OPTIMIZERS,), schedule=('one_cycle','flat'), sampling=('patient','all'),
@@ -70,15 +70,18 @@ class TrainConfig:
     eps:float = 1e-8 # Adam's epsilon: PyTorch's default; Keras' is 1e-7
     valid_bs:int = 32 # Slices a batch of validation; the thesis' metric depends on it
     drop_last:bool = True # Leave out the last batch of an epoch where it is not full
+    threshold:float = .5 # Probability above which the finished network's voxels are tumour
+    pieces:float = 0. # Its pieces of tumour that are kept, see `masks.main_pieces`: 0 all, 1 the heaviest alone
 
     def __post_init__(self):
         for k,known in CHOICES.items():
             if getattr(self,k) not in known: raise ConfigError(f"TrainConfig: {k} {getattr(self,k)!r} is not known; choose one of {', '.join(known)}")
         if min(self.epochs, self.bs, self.valid_bs)<1: raise ConfigError(f"TrainConfig: epochs {self.epochs}, bs {self.bs}, valid_bs {self.valid_bs}; expected at least 1 of each")
+        if not (0<self.threshold<1 and 0<=self.pieces<=1): raise ConfigError(f"TrainConfig: threshold {self.threshold}, pieces {self.pieces}; expected a threshold between 0 and 1 and a share from 0 to 1")
 
 # %% ../nbs/11_train.ipynb #c013
 THESIS_RECIPE = TrainConfig(model='thesis', pretrained=False, n_in=1, prep=Prep(size_px=128, context=0), loss='thesis', optimizer='adam', schedule='flat',
-    lr=1e-4, wd=0., epochs=50, bs=16, sampling='all', augment=None, ema=None, keep='best', patience=5, eps=1e-7, valid_bs=16, drop_last=False)
+    lr=1e-4, wd=0., epochs=50, bs=16, sampling='all', augment=None, ema=None, keep='best', patience=5, eps=1e-7, valid_bs=16, drop_last=False, threshold=.5, pieces=0.)
 
 # %% ../nbs/11_train.ipynb #c015
 def config_dict(

@@ -196,7 +196,7 @@ def test_uploads_are_deleted_before_anything_is_shown(page, volume, tmp_path, mo
 def test_the_zip_is_what_predict_writes(volume, card, tmp_path):
     report, = predict_cases(volume, tmp_path/'out', model=card)
     (result,), _ = app.segment_uploads(Segmenter(card), [Upload(volume.name, volume.read_bytes())])
-    with zipfile.ZipFile(io.BytesIO(app.bundle(result, app.at_threshold(result, .5)))) as z: z.extractall(tmp_path/'zip')
+    with zipfile.ZipFile(io.BytesIO(app.bundle(result, result.found.at(.5)))) as z: z.extractall(tmp_path/'zip')
     here, there = tmp_path/'zip', tmp_path/'out'/'anna_flair'
     assert sorted(p.name for p in here.iterdir()) == sorted(p.name for p in there.iterdir())
     assert (read_mask(here/'mask.nii.gz') == read_mask(there/'mask.nii.gz')).all()
