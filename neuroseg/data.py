@@ -6,12 +6,12 @@ Docs: https://neuroseg.github.io/neuroseg/data.html.md"""
 
 # %% auto #0
 __all__ = ['SliceSet', 'prepare_case', 'cache_key', 'slice_set', 'batch', 'draw_epoch', 'Augment', 'random_grid',
-           'lose_sequences', 'change_intensity', 'augment', 'thesis_set']
+           'lose_sequences', 'change_intensity', 'paste_lesions', 'augment', 'thesis_set']
 
 # %% ../nbs/08_data.ipynb #c002
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -149,6 +149,7 @@ class Augment:
     flair_only:float=.3 # Chance that pre and post are replaced by FLAIR
     drop_one:float=.1 # Chance that one of pre and post is replaced by FLAIR
     no_context:float=.1 # Chance that the neighbours are replaced by the slice itself
+    paste:float=0. # Chance that the lesion of another slice is set in
 
 # %% ../nbs/08_data.ipynb #c044
 def random_grid(
@@ -206,6 +207,23 @@ def change_intensity(
     return (x + torch.randn_like(x)*sd).clamp_(0,1)
 
 # %% ../nbs/08_data.ipynb #c056
+def paste_lesions(
+    x:torch.Tensor, # `(B,C,H,W)` in [0, 1], FLAIR in channel 1
+    y:torch.Tensor, # `(B,1,H,W)` in [0, 1]
+    a:Augment,
+)->tuple: # Changed copies of `x` and `y`
+    "Set lesions of other slices into some of the slices: turned, mirrored, at another place within the head."
+    b,side = len(x), x.shape[-1]
+    grid = random_grid(b, side, replace(a, rotate_deg=180., shift=.3, flip=.5))
+    moved = F.grid_sample(torch.cat([x,y],1)[torch.randperm(b)], grid, mode='bilinear', padding_mode='zeros', align_corners=False)
+    lesion = moved[:,-1:]
+    size = lesion.sum((1,2,3))
+    in_head = (lesion*(x[:,1:2]>.05)).sum((1,2,3)) / size.clamp_min(1)
+    chosen = ((torch.rand(b)<a.paste) & (size>=20) & (in_head>.95)).float()[:,None,None,None]
+    soft = F.avg_pool2d(lesion, 3, 1, 1)*chosen # no hard seam
+    return x*(1-soft) + moved[:,:-1]*soft, torch.maximum(y, lesion*chosen)
+
+# %% ../nbs/08_data.ipynb #c061
 def augment(
     x:torch.Tensor, # `(B,C,H,W)` in [0, 1], channels pre, flair, post, FLAIR neighbours
     y:torch.Tensor, # `(B,1,H,W)` in [0, 1]
@@ -213,12 +231,13 @@ def augment(
 )->tuple: # Changed `x` and `y`, same shapes
     "One random version of a batch; drawn from torch's global generator, so a seed fixes it."
     if x.shape[1]<3: raise ShapeError(f"augment: a batch has {x.shape[1]} channel(s); expected pre, flair, post and neighbours, or train with `augment=None`")
+    if a.paste: x,y = paste_lesions(x, y, a)
     x = lose_sequences(x, a)
     grid = random_grid(len(x), x.shape[-1], a)
     both = F.grid_sample(torch.cat([x,y],1), grid, mode='bilinear', padding_mode='zeros', align_corners=False)
     return change_intensity(both[:,:-1], a), both[:,-1:]
 
-# %% ../nbs/08_data.ipynb #c061
+# %% ../nbs/08_data.ipynb #c066
 def thesis_set(
     cases:list, # `neuroseg.cases.Case` with masks, of any layout
     *,
@@ -232,7 +251,7 @@ def thesis_set(
     return SliceSet(np.concatenate(xs)[:,None], np.concatenate(ys), np.cumsum([0, *map(len,xs)]), np.ones(len(xs), int),
                     tuple(patient_id(c.patient) for c in cases), 0)
 
-# %% ../nbs/08_data.ipynb #c064
+# %% ../nbs/08_data.ipynb #c069
 @patch
 def take(self:SliceSet,
     idx:np.ndarray, # Slices wanted, in any order
