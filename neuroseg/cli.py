@@ -7,16 +7,15 @@ Docs: https://neuroseg.github.io/neuroseg/cli.html.md"""
 # %% auto #0
 __all__ = ['FAILED', 'INTERRUPTED', 'COMMANDS', 'EPILOG', 'GROUPS', 'MODEL', 'THREADS', 'NO_FLIPS', 'LAYOUT', 'APP_FLAGS',
            'sentence', 'guarded', 'arg', 'command', 'Version', 'parser', 'main', 'describe', 'predict', 'phantom',
-           'data_verify', 'data_fetch', 'setting', 'merged', 'table', 'settings_of', 'train', 'cohort_cases',
-           'seen_in_training', 'evaluate', 'reproduce', 'figures', 'claims', 'app_command', 'check_port', 'app',
-           'card_lines', 'model']
+           'data_verify', 'data_fetch', 'setting', 'table', 'settings_of', 'train', 'cohort_cases', 'seen_in_training',
+           'evaluate', 'reproduce', 'figures', 'claims', 'app_command', 'check_port', 'app', 'card_lines', 'model']
 
 # %% ../nbs/18_cli.ipynb #c002
 import argparse, json, os, sys, warnings
 from pathlib import Path
 from types import SimpleNamespace
 
-from .core import ConfigError, LeakageError, NeurosegError, need
+from .core import ConfigError, LeakageError, NeurosegError, merged, need
 
 # %% ../nbs/18_cli.ipynb #c005
 def sentence(
@@ -226,12 +225,7 @@ def setting(
     for k in reversed(key.split('.')): value = {k: value}
     return value
 
-def merged(
-    a:dict, # Settings
-    b:dict, # Settings that win
-)->dict:
-    "Two nested dicts as one."
-    return a | {k: merged(a[k], v) if isinstance(v, dict) and isinstance(a.get(k), dict) else v for k,v in b.items()}
+
 
 # %% ../nbs/18_cli.ipynb #c053
 def table(
@@ -347,13 +341,15 @@ def evaluate(args):
     arg('studies', nargs='*', metavar='STUDY', help='names or numbers of studies (default: all)'),
     arg('--profile', choices=('smoke','cpu','gpu'), default='smoke', help='smoke: synthetic data, a minute each; cpu: real data, hours; gpu: the full schedules (default: smoke)'),
     arg('--resume', action='store_true', help='skip what has been run with this code and these settings'),
+    arg('--compare', action='store_true', help='fail where a result is further from the stored one than reports/tolerances.yml allows'),
+    arg('--trial', action='store_true', help='run with code that is not committed, though the result could be kept'),
     example='''neuroseg reproduce
 neuroseg reproduce exploration thesis --profile cpu --resume''')
 def reproduce(args):
     "rerun studies with papermill, into reports/"
     for library in ('papermill', 'nbconvert', 'yaml'): need(library, extra='reproduce')
     from neuroseg import report
-    done = report.reproduce(args.studies or None, args.profile, resume=args.resume)
+    done = report.reproduce(args.studies or None, args.profile, resume=args.resume, compare=args.compare, trial=args.trial)
     print('reports to open:', *(os.path.relpath(folder/'notebook.html') for folder in done), sep='\n  ')
 
 @command('figures',

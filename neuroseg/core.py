@@ -7,7 +7,7 @@ Docs: https://neuroseg.github.io/neuroseg/core.html.md"""
 # %% auto #0
 __all__ = ['COHORT_MARKS', 'STACK', 'NeurosegError', 'InputError', 'ShapeError', 'DataError', 'LeakageError', 'ConfigError',
            'OutputError', 'MissingExtraError', 'RunError', 'need', 'cache_dir', 'data_dir', 'seed_everything',
-           'sha256_file', 'sha256_array', 'hash_files', 'atomic_path', 'atomic_dir', 'jsonable', 'write_json',
+           'sha256_file', 'sha256_array', 'hash_files', 'atomic_path', 'atomic_dir', 'jsonable', 'merged', 'write_json',
            'read_json', 'git_commit', 'versions', 'hardware', 'peak_mb', 'RunRecord', 'record_run']
 
 # %% ../nbs/00_core.ipynb #c002
@@ -186,6 +186,14 @@ def jsonable(
     raise InputError(f'a value of type `{type(obj).__name__}` cannot be written as JSON; give numbers, text, lists or dicts')
 
 # %% ../nbs/00_core.ipynb #c059
+def merged(
+    settings:dict, # Parts as dicts
+    changes:dict, # The same kind, having the last word
+)->dict: # A new dict
+    "Settings with changes, part by part."
+    return settings | {k: merged(settings[k], v) if isinstance(v, dict) and isinstance(settings.get(k), dict) else v for k,v in changes.items()}
+
+# %% ../nbs/00_core.ipynb #c062
 def write_json(
     path, # File to write, whole or not at all
     obj, # What `jsonable` takes
@@ -194,7 +202,7 @@ def write_json(
     text = json.dumps(jsonable(obj), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as tmp: tmp.write_text(text+'\n', encoding='utf-8', newline='\n')
 
-# %% ../nbs/00_core.ipynb #c062
+# %% ../nbs/00_core.ipynb #c065
 def read_json(
     path, # A JSON file
 ): # Dicts, lists, strings, numbers, None
@@ -203,7 +211,7 @@ def read_json(
     except OSError as e: raise InputError(f'`{Path(path).name}` cannot be read ({_reason(e)})') from e
     except ValueError as e: raise InputError(f'`{Path(path).name}` is not valid JSON ({e})') from e
 
-# %% ../nbs/00_core.ipynb #c065
+# %% ../nbs/00_core.ipynb #c068
 def git_commit(
     root, # A folder of the code that runs
 )->tuple[str,bool]: # Commit (40 digits), and whether any file outside `reports/` differs from it; ('', False) where git does not track `root`
@@ -214,7 +222,7 @@ def git_commit(
         return git('rev-parse', 'HEAD'), bool(git('status', '--porcelain', '--', ':/', ':(top,exclude)reports'))
     except (OSError, subprocess.CalledProcessError): return '', False
 
-# %% ../nbs/00_core.ipynb #c068
+# %% ../nbs/00_core.ipynb #c071
 def versions(
     *names:str, # Distributions as pip calls them
 )->dict: # Name to version, None if not installed; always with 'python'
@@ -225,7 +233,7 @@ def versions(
         except metadata.PackageNotFoundError: return None
     return dict(python=platform.python_version(), **{name: version(name) for name in names})
 
-# %% ../nbs/00_core.ipynb #c070
+# %% ../nbs/00_core.ipynb #c073
 def _cpu_model()->str: # Empty where the system does not tell
     "What the processor calls itself."
     info = Path('/proc/cpuinfo')
@@ -239,7 +247,7 @@ def hardware()->dict: # cpu, cores, ram_gb (None where unknown), gpu (None witho
     return dict(cpu=_cpu_model(), cores=os.cpu_count(), ram_gb=ram and round(ram, 1), system=platform.system(),
                 gpu=torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None)
 
-# %% ../nbs/00_core.ipynb #c073
+# %% ../nbs/00_core.ipynb #c076
 def peak_mb()->float: # Megabytes (10**6 bytes); NaN where the system does not tell
     "Most memory this process has held at once."
     status = Path('/proc/self/status')
@@ -250,7 +258,7 @@ def peak_mb()->float: # Megabytes (10**6 bytes); NaN where the system does not t
     except ImportError: return math.nan
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)/1e6
 
-# %% ../nbs/00_core.ipynb #c076
+# %% ../nbs/00_core.ipynb #c079
 @dataclass
 class RunRecord:
     "What is needed to say where a result came from."
@@ -264,7 +272,7 @@ class RunRecord:
     seconds:float=math.nan # Wall time, known at the end
     peak_mb:float=math.nan # Most memory held by the process, known at the end
 
-# %% ../nbs/00_core.ipynb #c079
+# %% ../nbs/00_core.ipynb #c082
 STACK = ('neuroseg', 'numpy', 'nibabel', 'pydicom', 'onnxruntime', 'torch', 'fastai', 'monai', 'timm') # distributions that can move a number
 
 @contextlib.contextmanager
@@ -281,7 +289,7 @@ def record_run(
     try: yield rec
     finally: rec.seconds, rec.peak_mb = time.perf_counter()-start, peak_mb()
 
-# %% ../nbs/00_core.ipynb #c082
+# %% ../nbs/00_core.ipynb #c085
 @patch
 def save(self:RunRecord,
     path, # JSON file, by custom `run.json`

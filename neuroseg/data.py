@@ -146,10 +146,10 @@ class Augment:
     bias:float=.3 # Depth of the smooth bias field
     noise:float=.04 # Largest sd of the noise
     blur:float=.15 # Chance of a loss of sharpness
-    flair_only:float=.3 # Chance that pre and post are replaced by FLAIR
+    flair_only:float=.5 # Chance that pre and post are replaced by FLAIR
     drop_one:float=.1 # Chance that one of pre and post is replaced by FLAIR
     no_context:float=.1 # Chance that the neighbours are replaced by the slice itself
-    paste:float=0. # Chance that the lesion of another slice is set in
+    paste:float=.4 # Chance that the lesion of another slice is set in
 
 # %% ../nbs/08_data.ipynb #c044
 def random_grid(
@@ -241,14 +241,16 @@ def augment(
 def thesis_set(
     cases:list, # `neuroseg.cases.Case` with masks, of any layout
     *,
+    grey:bool=True, # Mix the sequences as the thesis does; otherwise keep them apart
     progress:bool=True, # Show a bar
-)->SliceSet: # `x` is `(N,1,128,128)`, `context` 0; 0.03 MB a slice
+)->SliceSet: # `x` is `(N,1,128,128)`, or `(N,3,128,128)` without the mix, `context` 0; 0.03 MB a slice, or 0.07
     "All slices of `cases` in the order of cases and slice numbers, as the thesis prepares them."
     if not cases: raise ConfigError("thesis_set: no case was given; expected at least one, check the folder")
     with ThreadPoolExecutor() as ex:
-        parts = list(tqdm(ex.map(lambda c: thesis_slices(*load_case(c)), cases), total=len(cases), desc='prepare', disable=not progress))
+        parts = list(tqdm(ex.map(lambda c: thesis_slices(*load_case(c), grey=grey), cases), total=len(cases), desc='prepare', disable=not progress))
     xs,ys = zip(*parts)
-    return SliceSet(np.concatenate(xs)[:,None], np.concatenate(ys), np.cumsum([0, *map(len,xs)]), np.ones(len(xs), int),
+    x = np.concatenate(xs)
+    return SliceSet(x[:,None] if grey else x, np.concatenate(ys), np.cumsum([0, *map(len,xs)]), np.ones(len(xs), int),
                     tuple(patient_id(c.patient) for c in cases), 0)
 
 # %% ../nbs/08_data.ipynb #c069

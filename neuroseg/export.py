@@ -115,6 +115,7 @@ def model_card(
     prep = cfg if isinstance(cfg, Prep) else cfg.prep
     known = dict(version='0', licence=None, threshold=.5, pieces=0., data=None, split=None, metrics=None, seconds=None)
     if not 0 < float(card.get('threshold', .5)) < 1: raise ConfigError(f"model_card: threshold={card['threshold']} must lie between 0 and 1")
+    if not 0 <= float(card.get('pieces', 0)) <= 1: raise ConfigError(f"model_card: pieces={card['pieces']} must be a share from 0 to 1")
     commit,dirty = git_commit(Path(neuroseg.__file__).parent)
     return jsonable(known | card | dict(
         format=CARD_FORMAT, name=name, created=datetime.now(timezone.utc).isoformat(timespec='seconds'),

@@ -24,7 +24,7 @@ from .fanout import spread
 from .infer import Segmenter
 from .models import MODELS
 from .splits import FOLDS, SEALED, case_folds, check_leakage, development, fold_split, patient_id
-from .train import TrainConfig, config_dict, config_from, train
+from .train import TrainConfig, config_dict, config_from, stored_config, train
 
 # %% ../nbs/20_fit.ipynb #c006
 def _fits(value, kind)->bool: # Whether a value of a JSON file may stand where `kind` is expected
@@ -225,7 +225,7 @@ def fit_everyone(
 )->Path: # Of the model's card
     "Train on every patient by the recipe that a cross-validation has judged, and put its judgement on the card."
     run,judged,cases = Path(run), read_json(Path(scores)/'plan.json'), development(find_cases(folder, layout))
-    cfg,whole = config_from(judged['recipe']), _fingerprint(cases)
+    cfg,whole = stored_config(judged['recipe']), _fingerprint(cases)
     if whole!=judged['data_hash']: raise RunError(f"the cross-validation in `{Path(scores).name}` was made on other data than `{Path(folder).name}`; cross-validate again, or give its cohort")
     split = dict(layout=cases[0].layout, protocol='patient', fold=None, train=sorted({patient_id(c.patient) for c in cases}), test=[])
     data = dict(layout=cases[0].layout, hash=whole, patients=len(split['train']), slices=sum(c.n_slices for c in cases))

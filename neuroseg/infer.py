@@ -8,9 +8,9 @@ Docs: https://neuroseg.github.io/neuroseg/infer.html.md"""
 __all__ = ['CARD_FORMAT', 'DEFAULT_MODEL', 'MAX_MODEL_MB', 'MAX_NODES', 'LOW_CONFIDENCE', 'NOTICE', 'ORANGE', 'OURS',
            'SEQUENCE_LIKE', 'weights_dir', 'shipped_models', 'brief', 'ModelCard', 'card_from', 'load_card',
            'proto_fields', 'graph_facts', 'check_graph', 'cores', 'open_session', 'prob_volume', 'Segmenter', 'outline',
-           'expected_dice', 'scan_warnings', 'mask_warnings', 'Segmentation', 'input_files', 'segment', 'overlay',
-           'pick_slices', 'tiles', 'preview', 'replaceable', 'Found', 'group_sequences', 'expand', 'case_names',
-           'predict_case', 'predict_cases']
+           'expected_dice', 'scan_warnings', 'mask_warnings', 'Segmentation', 'dropped_warnings', 'input_files',
+           'segment', 'overlay', 'pick_slices', 'tiles', 'preview', 'replaceable', 'Found', 'group_sequences', 'expand',
+           'case_names', 'predict_case', 'predict_cases']
 
 # %% ../nbs/13_infer.ipynb #c002
 import hashlib, math, os, re, time
@@ -356,18 +356,28 @@ class Segmentation:
         return f'**{self.scan.source}**\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k,v in rows) + f'\n{notes}\n\n*{NOTICE}*'
 
 # %% ../nbs/13_infer.ipynb #c079
+def dropped_warnings(
+    found:np.ndarray, # Boolean, all that the network marked
+    kept:np.ndarray, # Boolean, the mask
+)->list: # Sentences
+    "What was marked and is not in the mask, where it is worth a second look."
+    n_kept,n_left = np.count_nonzero(kept), np.count_nonzero(found & ~kept)
+    return [f'pieces of {n_left:,} voxels beside the outline were left out, as this model keeps only the main one: look whether there is a second lesion'] if n_left>.1*n_kept else []
+
+# %% ../nbs/13_infer.ipynb #c082
 @patch
 def at(self:Segmentation,
     threshold:float, # Above which a voxel is tumour
 )->Segmentation: # Everything that depends on the threshold made anew
     "The same probabilities, cut elsewhere."
+    if not 0<threshold<1: raise ConfigError(f"threshold={threshold} must lie between 0 and 1")
     mask = outline(self.prob, threshold=threshold, pieces=self.card.pieces)
     confidence = expected_dice(self.prob, mask)
     low = self.card.facts.get('low_confidence', LOW_CONFIDENCE)
     return replace(self, mask=mask, threshold=threshold, confidence=confidence, stats=lesion_stats(mask, self.scan.spacing_mm),
-                   warnings=self.notes + mask_warnings(mask, self.scan, confidence, low=low))
+                   warnings=self.notes + mask_warnings(mask, self.scan, confidence, low=low) + dropped_warnings(self.prob>threshold, mask))
 
-# %% ../nbs/13_infer.ipynb #c082
+# %% ../nbs/13_infer.ipynb #c085
 def input_files(
     source, # What `read_scan` takes
 )->list: # Paths
@@ -380,7 +390,7 @@ def input_files(
     pictures = slice_files(source/'images' if (source/'images').is_dir() and not slice_files(source)[0] else source)[0]
     return volumes or pictures or sorted(f for f in source.rglob('*') if f.is_file() and not f.name.startswith('.'))
 
-# %% ../nbs/13_infer.ipynb #c085
+# %% ../nbs/13_infer.ipynb #c088
 @patch
 def segment(self:Segmenter,
     source, # A `Scan`, or what `read_scan` takes: a file, a folder of slices, NIfTI files, a DICOM folder
@@ -398,7 +408,7 @@ def segment(self:Segmenter,
     result = Segmentation(None, prob, scan, math.nan, {}, [], self.card, threshold, 0., files, notes).at(threshold)
     return replace(result, seconds=time.perf_counter()-start)
 
-# %% ../nbs/13_infer.ipynb #c091
+# %% ../nbs/13_infer.ipynb #c094
 _loaded = {}
 
 def segment(
@@ -417,7 +427,7 @@ def segment(
         _loaded[key] = Segmenter(card, threads=threads)
     return _loaded[key].segment(source, threshold=threshold, flips=flips)
 
-# %% ../nbs/13_infer.ipynb #c095
+# %% ../nbs/13_infer.ipynb #c098
 ORANGE = (230,159,0) # Of Okabe and Ito's colours: told from grey by everybody
 
 def overlay(
@@ -432,7 +442,7 @@ def overlay(
     alpha = np.where(boundary(mask), 1., fill*mask)[...,None]
     return (rgb*(1-alpha) + np.array(colour)*alpha).round().astype(np.uint8)
 
-# %% ../nbs/13_infer.ipynb #c097
+# %% ../nbs/13_infer.ipynb #c100
 def pick_slices(
     area_px, # Mask pixels of each slice
     n:int=12, # At most so many
@@ -442,7 +452,7 @@ def pick_slices(
     lo,hi = (max(found[0]-1, 0), min(found[-1]+1, len(area_px)-1)) if len(found) else (0, len(area_px)-1)
     return sorted({int(round(i)) for i in np.linspace(lo, hi, min(n, hi-lo+1))})
 
-# %% ../nbs/13_infer.ipynb #c099
+# %% ../nbs/13_infer.ipynb #c102
 def tiles(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`
@@ -463,7 +473,7 @@ def tiles(
         return Image.fromarray(overlay(image, outline>0))
     return [(k, draw(k)) for k in pick_slices(m.sum((1,2)), n)]
 
-# %% ../nbs/13_infer.ipynb #c102
+# %% ../nbs/13_infer.ipynb #c105
 def preview(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`
@@ -485,7 +495,7 @@ def preview(
     draw.text((4,rows*h+2), caption.encode('ascii', 'replace').decode(), fill=(180,180,180))
     return canvas
 
-# %% ../nbs/13_infer.ipynb #c106
+# %% ../nbs/13_infer.ipynb #c109
 @patch
 def report(self:Segmentation,
     case:str|None=None, # Name of the case; by default the name of the scan
@@ -495,12 +505,12 @@ def report(self:Segmentation,
     s,scan = self.stats, self.scan
     return dict(case=case or scan.source, volume_ml=s['volume_ml'], largest_ml=s['largest_ml'], lesion_px=s['n_px'], n_components=s['n_components'],
         lesion_slices=[name for name,a in zip(scan.names or range(scan.n_slices), s['area_px']) if a], confidence=None if math.isnan(self.confidence) else self.confidence,
-        threshold=self.threshold, model=dict(name=self.card.name, version=self.card.version, sha256=self.card.sha256),
+        threshold=self.threshold, pieces=self.card.pieces, model=dict(name=self.card.name, version=self.card.version, sha256=self.card.sha256),
         scan=dict(kind=scan.kind, sequences=scan.sequences, shape=scan.shape, spacing_mm=scan.spacing_mm),
         input=[dict(name=f.name, sha256=sha256_file(f)) for f in self.files], seconds=round(self.seconds, 3), warnings=self.warnings,
         neuroseg=neuroseg.__version__, notice=NOTICE)
 
-# %% ../nbs/13_infer.ipynb #c108
+# %% ../nbs/13_infer.ipynb #c111
 OURS = re.compile(r'mask\.nii\.gz|mask\.png|masks(/.+_mask\.png)?|preview\.png|report\.json')
 
 def replaceable(
@@ -512,7 +522,7 @@ def replaceable(
     except InputError: return False
     return ours and all(OURS.fullmatch(f.relative_to(folder).as_posix()) for f in folder.rglob('*'))
 
-# %% ../nbs/13_infer.ipynb #c111
+# %% ../nbs/13_infer.ipynb #c114
 @patch
 def save(self:Segmentation,
     folder, # Of this case; its parents are made if need be
@@ -531,7 +541,7 @@ def save(self:Segmentation,
         write_json(tmp/'report.json', said)
     return said
 
-# %% ../nbs/13_infer.ipynb #c117
+# %% ../nbs/13_infer.ipynb #c120
 @dataclass
 class Found:
     "One scan among the inputs."
@@ -543,7 +553,7 @@ def _found(source, path=None, name=None, notes=()):
     path = Path(source if path is None else path).absolute()
     return Found(source, (*path.parent.parts, name or (stem(path) if not path.is_dir() else path.name) or 'scan'), list(notes))
 
-# %% ../nbs/13_infer.ipynb #c119
+# %% ../nbs/13_infer.ipynb #c122
 SEQUENCE_LIKE = set().union(*SEQUENCE_WORDS.values()) | {'t2','t2w','adc','dwi'} # words that tell files of one patient apart
 
 def group_sequences(
@@ -561,7 +571,7 @@ def group_sequences(
         else: found.append(_found(known if len(known)>1 else known[0], known[0], name or parent.name, [f'not a known sequence, ignored: {f.name}' for f in fs if f not in known]))
     return found
 
-# %% ../nbs/13_infer.ipynb #c122
+# %% ../nbs/13_infer.ipynb #c125
 def expand(
     path:Path, # A file or folder that was given
     *,
@@ -581,7 +591,7 @@ def expand(
     whole = not folders or not depth or (path/'images').is_dir() or slice_files(path)[0] or any(is_dicom(f) for f in islice((f for f in path.rglob('*') if f.is_file()), 20))
     return [_found(path)] if whole else [f for p in folders for f in expand(p, skip=skip, depth=depth-1)]
 
-# %% ../nbs/13_infer.ipynb #c125
+# %% ../nbs/13_infer.ipynb #c128
 def case_names(
     found:list, # `Found`
 )->list: # One name each, all different
@@ -597,7 +607,7 @@ def case_names(
         if not longer: raise ConfigError(f"`{parts[clash[0]][-1]}` is given twice, or in two formats; give it once, since each scan writes to a folder of its name")
         for i in longer: depth[i] += 1
 
-# %% ../nbs/13_infer.ipynb #c128
+# %% ../nbs/13_infer.ipynb #c131
 def predict_case(
     segmenter:Segmenter,
     found:Found, # The scan
@@ -614,7 +624,7 @@ def predict_case(
     except NeurosegError as e: return dict(case=folder.name, error=str(e))
     except MemoryError: return dict(case=folder.name, error=f"`{folder.name}` needs more memory than there is; crop it, or close other programs")
 
-# %% ../nbs/13_infer.ipynb #c132
+# %% ../nbs/13_infer.ipynb #c135
 def predict_cases(
     inputs, # A path or many: slices, folders of slices, NIfTI volumes, DICOM folders, folders of these
     out, # Folder for the results; one folder a case is made in it

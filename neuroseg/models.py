@@ -7,7 +7,8 @@ Docs: https://neuroseg.github.io/neuroseg/models.html.md"""
 # %% auto #0
 __all__ = ['MODELS', 'LITE0_SHA256', 'register', 'build_model', 'count_parameters', 'ThesisBlock', 'ThesisUnet', 'thesis_unet',
            'imagenet_lite0', 'widen_stem', 'depthwise_input_grad', 'depthwise_weight_grad', 'DepthwiseFunction',
-           'DepthwiseConv', 'lite0_encoder', 'UpBlock', 'FastUnet', 'fast_unet']
+           'DepthwiseConv', 'lite0_encoder', 'UpBlock', 'FastUnet', 'fast_unet', 'fast_narrow', 'fast_wide', 'Remixed',
+           'fast_grey', 'fast_flair', 'trial_unet']
 
 # %% ../nbs/10_models.ipynb #c002
 from pathlib import Path
@@ -226,3 +227,44 @@ class FastUnet(nn.Module):
 def fast_unet(n_in=5, pretrained=True):
     "The CPU recipe's network by name."
     return FastUnet(n_in, pretrained)
+
+# %% ../nbs/10_models.ipynb #c063
+@register('fast_narrow')
+def fast_narrow(n_in=5, pretrained=True):
+    "`fast` with half the decoder."
+    return FastUnet(n_in, pretrained, widths=(64,32,24,16))
+
+@register('fast_wide')
+def fast_wide(n_in=5, pretrained=True):
+    "`fast` with twice the decoder."
+    return FastUnet(n_in, pretrained, widths=(256,128,96,64))
+
+# %% ../nbs/10_models.ipynb #c065
+class Remixed(nn.Module):
+    "A network behind a fixed mix of the input's channels."
+    def __init__(self,
+        net:nn.Module, # Takes as many channels as the mix has rows
+        mix, # A row for each channel that the network sees: the weights of the channels it is made of
+    ):
+        super().__init__()
+        self.net = net
+        self.register_buffer('mix', torch.as_tensor(mix, dtype=torch.float32))
+    def forward(self, x): return self.net(torch.einsum('oc,bchw->bohw', self.mix, x))
+
+@register('fast_grey')
+def fast_grey(n_in=5, pretrained=True):
+    "`fast` on the thesis' grey mix of pre-contrast, FLAIR and post-contrast, and on the neighbours."
+    grey = torch.zeros(1, n_in)
+    grey[0,:3] = torch.tensor([.299, .587, .114])
+    return Remixed(FastUnet(n_in-2, pretrained), torch.cat([grey, torch.eye(n_in)[3:]]))
+
+@register('fast_flair')
+def fast_flair(n_in=5, pretrained=True):
+    "`fast` on FLAIR and its neighbours, without the other sequences."
+    return Remixed(FastUnet(n_in-2, pretrained), torch.eye(n_in)[[1, *range(3, n_in)]])
+
+# %% ../nbs/10_models.ipynb #c069
+@register('trial')
+def trial_unet(n_in=5, pretrained=True):
+    "The thesis' network with four filters in place of sixty-four, for smoke runs."
+    return ThesisUnet(n_in, (4,8))

@@ -241,7 +241,9 @@ def grey_levels(
 def thesis_slices(
     scan:Scan, # With at least FLAIR
     mask:np.ndarray, # Boolean `(Z,Y,X)` on its grid
-)->tuple: # uint8 `(Z,128,128)` twice: slices, and masks 0..255
+    *,
+    grey:bool=True, # Mix the sequences to one grey level, as the thesis does; otherwise keep pre, flair and post apart
+)->tuple: # uint8 slices `(Z,128,128)`, or `(Z,3,128,128)` without the mix, and masks `(Z,128,128)`, 0..255
     "All slices of a scan and its mask as the thesis prepares them, in axial order."
     have = dict(zip(scan.sequences, scan.data))
     if 'flair' not in have: raise InputError(f"thesis_slices: sequences {tuple(have)} hold no 'flair'; say which channel is FLAIR")
@@ -249,4 +251,5 @@ def thesis_slices(
     view = axial_view(scan.affine)
     vols = {s: to_axial(grey_levels(v), *view) for s,v in have.items()}
     rgb = np.stack([vols.get(s, vols['flair']) for s in SEQUENCES], -1)
-    return np.stack([thesis_plane(p) for p in rgb]), np.stack([thesis_plane(m) for m in to_axial(mask, *view)])
+    x = np.stack([thesis_plane(p) if grey else np.stack([thesis_plane(p[...,c]) for c in range(3)]) for p in rgb])
+    return x, np.stack([thesis_plane(m) for m in to_axial(mask, *view)])

@@ -9,7 +9,8 @@ __all__ = ['COLOURS', 'ROLES', 'SERIES', 'STYLE', 'METADATA', 'SEQUENCE_TITLES',
            'new_figure', 'save_figure', 'grey8', 'rgb', 'montage', 'triptych_panel', 'triptych', 'as_frame',
            'best_epoch', 'training_curves', 'trace_network', 'architecture', 'dice_strip', 'by_size',
            'slices_per_patient', 'lesion_by_institution', 'lesion_extent', 'intensity_curves', 'lesion_map',
-           'fold_balance', 'pace_bars', 'score_over_time', 'table', 'panels', 'draw']
+           'fold_balance', 'pace_bars', 'score_over_time', 'lr_finder', 'fold_curves', 'dice_by_size', 'choice_dots',
+           'forest', 'bars', 'table', 'panels', 'draw']
 
 # %% ../nbs/15_viz.ipynb #c002
 import functools, io
@@ -551,7 +552,132 @@ def score_over_time(
     ax.legend(loc='lower right')
     return fig
 
-# %% ../nbs/15_viz.ipynb #c089
+# %% ../nbs/15_viz.ipynb #c090
+@styled
+def lr_finder(
+    rows, # lr and loss of each step, from `train.find_lr`
+    *,
+    suggested:float, # Its suggestion
+    used:float, # The recipe's
+): # Figure
+    "The loss of a mock training while its learning rate grows."
+    f = as_frame(rows)
+    fig, ax = new_figure(height_in=2.2)
+    ax.plot(f['lr'], f['loss'], color=colour('train'))
+    for at,label,style in ((suggested, 'suggested', '--'), (used, 'recipe', '-')): ax.axvline(at, color=colour('black'), lw=1.1, ls=style, label=f'{label}: {at:.2g}')
+    ax.set(xscale='log', xlabel='learning rate', ylabel='loss')
+    ax.legend()
+    return fig
+
+# %% ../nbs/15_viz.ipynb #c093
+@styled
+def fold_curves(
+    history, # Rows an epoch: fold, epoch (from 0), train_loss, valid_loss, pooled_dice
+): # Figure
+    "Loss and validation Dice of every fold, and their means."
+    f = as_frame(history)
+    fig, (left, right) = new_figure(1, 2, height_in=2.4)
+    for ax,columns in ((left, dict(train='train_loss', valid='valid_loss')), (right, dict(valid='pooled_dice'))):
+        for role,name in columns.items():
+            for _,g in f.groupby('fold'): ax.plot(g['epoch']+1, g[name], color=colour(role), lw=.7, alpha=.5)
+            mean = f.groupby('epoch')[name].mean()
+            ax.plot(mean.index+1, mean, color=colour(role), lw=2.2, label=f'{role}, mean')
+        ax.set_xlabel('epoch')
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    left.set_title('loss')
+    right.set(title='Dice, kept-out fold', ylim=(0,1))
+    left.legend()
+    return fig
+
+# %% ../nbs/15_viz.ipynb #c096
+@styled
+def dice_by_size(
+    patients, # Rows with true_px and dice
+    *,
+    names:dict=None, # Patients to name: 'patient' to the label
+): # Figure
+    "Every patient's Dice against the size of the lesion."
+    f = as_frame(patients)
+    fig, ax = new_figure(height_in=2.6)
+    ax.plot(f['true_px'], f['dice'], 'o', ms=4.5, mec='white', mew=.4, color=colour('blue'))
+    third = np.quantile(f['true_px'], [0, 1/3, 2/3, 1])
+    for lo,hi in zip(third, third[1:]):
+        m = f.loc[(f['true_px']>=lo) & ((f['true_px']<hi) | (hi==third[-1])), 'dice'].mean()
+        ax.plot([lo, hi], [m, m], color=colour('vermilion'), lw=2)
+        ax.annotate(f'{m:.2f}', ((lo*hi)**.5, m), (0,3), textcoords='offset points', ha='center', color=colour('vermilion'), fontsize=8.5)
+    for _,r in f[f['patient'].isin(names or {})].iterrows(): ax.annotate(names[r['patient']], (r['true_px'], r['dice']), (5,-3), textcoords='offset points', fontsize=8)
+    ax.set(xscale='log', xlabel='lesion, pixels of all slices (bars: mean of each third)', ylabel='Dice', ylim=(0,1))
+    _log_axis(ax.xaxis)
+    return fig
+
+# %% ../nbs/15_viz.ipynb #c099
+@styled
+def choice_dots(
+    rows, # factor, level, split, dice, is_thesis
+    *,
+    by:str='split', # Column told apart by colour
+    reference:float|None=None, # A line
+): # Figure
+    "The score under each choice, one factor after the other."
+    f = as_frame(rows)
+    levels = f[['factor','level','is_thesis']].drop_duplicates().reset_index(drop=True)
+    gap = (levels['factor']!=levels['factor'].shift()).cumsum()-1
+    y = levels.index + .6*gap
+    at = dict(zip(zip(levels['factor'], levels['level']), y))
+    fig, ax = new_figure(height_in=.8+.2*y.max())
+    for ink,(name,g) in zip(SERIES, f.groupby(by, sort=False)):
+        ax.plot(g['dice'], [at[k] for k in zip(g['factor'], g['level'])], 'o', ms=6, color=colour(ink), mec='white', mew=.5, label=name)
+    if reference is not None: ax.axvline(reference, color=colour('grey'), lw=1, ls='--')
+    ax.set(yticks=y, yticklabels=[f"{r['factor']}: {r['level']}{' *' if r['is_thesis'] else ''}" for _,r in levels.iterrows()], ylim=(y.max()+.6, -.8), xlabel='Dice (* the usual choice; the others are kept at theirs)')
+    ax.grid(axis='x', color='#DDDDDD', lw=.6)
+    ax.legend(loc='lower left', bbox_to_anchor=(0,1), ncols=2, borderaxespad=0)
+    return fig
+
+# %% ../nbs/15_viz.ipynb #c102
+@styled
+def forest(
+    rows, # arm, gain, gain_lo, gain_hi
+    *,
+    label:str='arm', # Column of names
+    xlabel:str='change of mean Dice (95 % interval over patients)', # Name of the axis
+): # Figure
+    "Differences with their intervals, the worst at the bottom."
+    f = as_frame(rows).sort_values('gain', ascending=False).reset_index(drop=True)
+    fig, ax = new_figure(height_in=.6+.22*len(f))
+    for i,r in f.iterrows():
+        sure = r['gain_lo']>0 or r['gain_hi']<0
+        ink = colour('blue' if r['gain']>0 else 'vermilion') if sure else '#AAAAAA'
+        ax.plot([r['gain_lo'], r['gain_hi']], [i,i], color=ink, lw=1.6)
+        ax.plot(r['gain'], i, 'o', ms=5, color=ink, mec='white', mew=.4)
+        ax.annotate(f"{r['gain']:+.3f}", (1, i), (4,0), xycoords=('axes fraction','data'), textcoords='offset points', va='center', fontsize=8)
+    ax.axvline(0, color='black', lw=.9)
+    ax.set(yticks=range(len(f)), yticklabels=f[label], ylim=(len(f)-.4, -.6), xlabel=xlabel)
+    ax.tick_params(axis='y', length=0)
+    return fig
+
+# %% ../nbs/15_viz.ipynb #c105
+@styled
+def bars(
+    rows, # One a bar
+    *,
+    label:str, # Column of names
+    value:str, # Column of lengths
+    xlabel:str, # What they measure
+    digits:int=2, # Behind the point
+    target:float|None=None, # A line to reach or to stay under
+): # Figure
+    "A horizontal bar a row, with its number."
+    f = as_frame(rows)
+    fig, ax = new_figure(height_in=.6+.24*len(f))
+    ax.barh(np.arange(len(f)), f[value], height=.7, color=colour('blue'))
+    for i,v in enumerate(f[value]): ax.annotate(f'{v:.{digits}f}', (v, i), (3,0), textcoords='offset points', va='center', fontsize=8.5)
+    if target is not None: ax.axvline(target, color=colour('grey'), lw=1.2, ls='--')
+    ax.set(yticks=np.arange(len(f)), yticklabels=f[label], ylim=(len(f)-.4, -.6), xlabel=xlabel)
+    ax.margins(x=.12)
+    ax.tick_params(axis='y', length=0)
+    return fig
+
+# %% ../nbs/15_viz.ipynb #c108
 def table(
     run, # Folder of a run
     name:str, # Of the table, without `.csv`
@@ -561,7 +687,7 @@ def table(
     if not file.is_file(): raise InputError(f"`{file.name}` is not in the run `{Path(run).name}`; run the study again")
     return need('pandas', extra='reproduce').read_csv(file, keep_default_na=False, na_values=[''])
 
-# %% ../nbs/15_viz.ipynb #c092
+# %% ../nbs/15_viz.ipynb #c111
 def panels(
     run, # Folder of a run
     prefix:str='', # Only those whose name begins so
@@ -572,7 +698,11 @@ def panels(
     read = need('PIL.Image', extra='reproduce').open
     return [np.asarray(read(Path(run)/'panels'/f'{name}.png')) for name in rows['panel']], list(rows['label'])
 
-# %% ../nbs/15_viz.ipynb #c095
+# %% ../nbs/15_viz.ipynb #c114
+def _settled(run, name):
+    "A learning rate of a run: the finder's or the recipe's."
+    return table(run, 'rates').set_index('rate')['lr'][name]
+
 def _lesion_map_of(run):
     "The map of a run that stored `head` and `lesion_count`."
     return lesion_map(panels(run, 'head')[0][0], panels(run, 'lesion_count')[0][0], len(table(run, 'patients')))
@@ -592,10 +722,23 @@ FIGURES = { # study -> figure -> how to draw it from the folder of a run
         'training_curves': lambda run: training_curves(table(run, 'history').query("network=='fast'"), valid_dice='thesis_dice'),
         'triptych': lambda run: triptych(*panels(run, 'triptych')),
     },
+    '22_protocol_audit': {
+        'choices': lambda run: choice_dots(table(run, 'choices'), reference=.8443),
+    },
     '23_learner': {
-        'training_curves': lambda run: training_curves(table(run, 'history'), best=len(table(run, 'history'))-1),
+        'lr_finder': lambda run: lr_finder(table(run, 'lr_finder'), suggested=_settled(run, 'suggested'), used=_settled(run, 'used')),
+        'fold_curves': lambda run: fold_curves(table(run, 'history')),
         'dice_by_patient': lambda run: dice_strip(table(run, 'patients'), by='input'),
+        'dice_by_size': lambda run: dice_by_size(table(run, 'patients').query("input=='all sequences'")),
         'best_median_worst': lambda run: triptych(*panels(run, 'patient')),
+        'three_worst': lambda run: triptych(*panels(run, 'low')),
+    },
+    '24_ablations': {
+        'differences': lambda run: forest(table(run, 'differences').query("input=='all sequences'")),
+    },
+    '28_deployment': {
+        'parts': lambda run: bars(table(run, 'parts'), label='part', value='seconds', xlabel='seconds of a cold start'),
+        'warm': lambda run: bars(table(run, 'warm'), label='setting', value='slices_per_s', xlabel='slices a second', digits=0, target=60),
     },
     '29_speed_run': {
         'pace': lambda run: pace_bars(table(run, 'pace')),
@@ -603,7 +746,7 @@ FIGURES = { # study -> figure -> how to draw it from the folder of a run
     },
 }
 
-# %% ../nbs/15_viz.ipynb #c098
+# %% ../nbs/15_viz.ipynb #c117
 def draw(
     run, # Folder of a run, with its tables and panels
     study:str, # A key of `FIGURES`

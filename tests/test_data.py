@@ -9,7 +9,7 @@ from PIL import Image
 
 from neuroseg.cases import find_cases
 from neuroseg.core import ConfigError, NeurosegError, ShapeError
-from neuroseg.data import (Augment, SliceSet, augment, batch, cache_key, change_intensity, draw_epoch, lose_sequences, prepare_case, random_grid,
+from neuroseg.data import (Augment, SliceSet, augment, batch, cache_key, change_intensity, draw_epoch, lose_sequences, paste_lesions, prepare_case, random_grid,
                            slice_set, thesis_set)
 from neuroseg.prep import Prep, thesis_plane
 from neuroseg.splits import thesis_split
@@ -160,7 +160,7 @@ def test_turned_images_are_turned_by_no_more_than_asked():
 @pytest.mark.parametrize('channels', [3,5,7])
 def test_lost_sequences_are_flair_and_flair_is_kept(channels):
     x,_ = images(b=400, c=channels, side=4)
-    out = lose_sequences(x, Augment())
+    out = lose_sequences(x, Augment(flair_only=.3))
     assert torch.equal(out[:,1], x[:,1])
     same = lambda ch: (out[:,ch]==x[:,1]).all((1,2))
     both,pre,post = same(0)&same(2), same(0)&~same(2), same(2)&~same(0)
@@ -278,3 +278,31 @@ def test_slices_with_neighbours_cannot_be_taken_apart(cohort, tmp_path):
 @pytest.mark.parametrize('make', [slice_set, thesis_set])
 def test_no_case_is_a_mistake(make):
     with pytest.raises(ConfigError, match='no case was given'): make([], progress=False)
+
+
+def heads_with_lesions(n=8, side=64):
+    "Round heads of one grey, every second one with a brighter lesion; and the masks."
+    yy,xx = torch.meshgrid(torch.linspace(-1,1,side), torch.linspace(-1,1,side), indexing='ij')
+    head,lesion = (yy**2+xx**2<.7).float(), ((yy+.2)**2+(xx-.3)**2<.02).float()
+    y = torch.stack([lesion*(i%2) for i in range(n)])[:,None]
+    return head*.3 + .5*y.expand(-1,5,-1,-1), y, head
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_pasted_lesions_lie_in_the_head_and_bring_their_grey_levels(seed):
+    x,y,head = heads_with_lesions()
+    torch.manual_seed(seed)
+    nx,ny = paste_lesions(x, y, replace(STILL, paste=1.))
+    added = (ny-y)[:,0]
+    assert added.sum()>0 and (added*(1-head)).sum()<=.05*added.sum()+1e-6
+    core = -torch.nn.functional.max_pool2d(-(added[:,None]>.99).float(), 3, 1, 1)[:,0]>0
+    assert core.any() and torch.allclose(nx[:,1][core], torch.tensor(.8), atol=.02)
+    torch.manual_seed(seed)
+    assert torch.equal(paste_lesions(x, y, replace(STILL, paste=1.))[0], nx)
+
+
+def test_pasting_happens_as_often_as_asked():
+    x,y,_ = heads_with_lesions(64)
+    torch.manual_seed(0)
+    often = [sum((paste_lesions(x, y, replace(STILL, paste=p))[1]!=y).flatten(1).any(1).sum().item() for _ in range(5)) for p in (0., .3, 1.)]
+    assert often[0]==0 and .15*often[2]<often[1]<.5*often[2]

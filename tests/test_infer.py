@@ -10,7 +10,7 @@ from PIL import Image
 
 from neuroseg import infer
 from neuroseg.core import ConfigError, InputError, OutputError, sha256_file
-from neuroseg.infer import (Found, Segmenter, case_names, check_graph, expand, expected_dice, group_sequences, load_card, mask_warnings, pick_slices,
+from neuroseg.infer import (Found, Segmenter, case_names, check_graph, expand, expected_dice, group_sequences, load_card, mask_warnings, outline, pick_slices,
                             predict_cases, preview, replaceable, scan_warnings, segment, shipped_models)
 from neuroseg.io import Scan, read_mask, read_scan
 from neuroseg.prep import Prep, prepare, prepare_mask, restore
@@ -173,6 +173,23 @@ def test_threshold_moves_the_outline_only_inwards(segmenter):
     masks = [segmenter.segment(scan, threshold=t).mask for t in (.1, .5, .9)]
     assert masks[0].sum() > masks[1].sum() > masks[2].sum() > 0
     assert not (masks[2] & ~masks[1]).any() and not (masks[1] & ~masks[0]).any()
+
+
+def two_lesions():
+    "A head with a second, smaller lesion, in FLAIR."
+    v,lesion = head()
+    v = v.copy()
+    v[4:7, 60:66, 22:28] = v[lesion].max()
+    return v
+
+
+@pytest.mark.parametrize('pieces,n', [(0., 2), (.99, 1)])
+def test_the_card_decides_which_pieces_are_kept(tmp_path, pieces, n):
+    "By the command, in Python and when scored: everywhere the same mask."
+    path = write_model(tmp_path, bright(), pieces=pieces)
+    result = Segmenter(path).segment(Scan(two_lesions()[None], ('flair',)))
+    assert result.stats['n_components']==n and np.array_equal(result.at(result.threshold).mask, result.mask)
+    assert np.array_equal(outline(result.prob, threshold=.5, pieces=pieces), result.mask)
 
 
 @pytest.mark.parametrize('t', [0, 1, -1, 50, float('nan')])
@@ -543,7 +560,7 @@ def changed_input(**kw): return dict(input=dict(sequences=['pre', 'flair', 'post
 
 
 @pytest.mark.parametrize('changes,text', [
-    (dict(format=2), 'format 2'), (dict(format=None), 'format None'), (dict(threshold=0), '`threshold`'), (dict(threshold='high'), 'no usable model card'),
+    (dict(pieces=1.5), '`pieces`'), (dict(pieces='all'), 'no usable'), (dict(pieces=-1), '`pieces`'), (dict(format=2), 'format 2'), (dict(format=None), 'format None'), (dict(threshold=0), '`threshold`'), (dict(threshold='high'), 'no usable model card'),
     (dict(sha256=dict(onnx='abc')), 'no SHA-256'), (dict(sha256={}), 'no usable'), (dict(sha256='x'), 'no usable'), (dict(input={}), 'no usable'), (dict(input=None), 'no usable'),
     (changed_input(size_px=100_000), '`size_px`'), (changed_input(size_px=64.5), '`size_px`'), (changed_input(size_px=None), '`size_px`'), (changed_input(context=99), '`size_px`'),
     (changed_input(context=2), '`n_channels`'), (changed_input(clip=[99, 1]), '`clip`'), (changed_input(clip=[1]), '`size_px`'), (changed_input(clip=['a', 'b']), 'no usable'),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
-from neuroseg.losses import DiceBCELoss, SegmentationLoss, ThesisDiceLoss, soft_dice
+from neuroseg.losses import DiceBCELoss, MixedDiceBCELoss, SegmentationLoss, SliceTverskyBCELoss, ThesisDiceLoss, slice_overlap, soft_dice
 from neuroseg.metrics import batch_soft_dice, dice, thesis_dice
 
 
@@ -100,3 +100,27 @@ def test_activation_then_decision(threshold):
     loss = SegmentationLoss(threshold)
     logits,_ = case(8)
     assert torch.equal(loss.decodes(loss.activation(logits)), logits > math.log(threshold/(1-threshold)))
+
+
+@pytest.mark.parametrize('missed,wrong', [(.5,.5), (.7,.3), (.2,.8)])
+def test_slice_overlap_agrees_with_monai(missed, wrong):
+    losses = pytest.importorskip('monai.losses')
+    logits,targ = case(5)
+    theirs = losses.TverskyLoss(alpha=wrong, beta=missed, smooth_nr=1, smooth_dr=1)(logits.sigmoid(), targ) # a mean over slices and channels, all of which hold tumour
+    assert (1-slice_overlap(logits.sigmoid(), targ, missed=missed, wrong=wrong)).item() == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_slices_without_tumour_leave_the_overlap_alone():
+    logits,targ = case(6)
+    more = torch.cat([targ, torch.zeros(3,1,12,12)])
+    assert slice_overlap(torch.cat([logits, logits[:3]]).sigmoid(), more).item() == pytest.approx(slice_overlap(logits.sigmoid(), targ).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize('weight', [0, .25, 1])
+def test_the_mixed_loss_lies_between_its_parts(weight):
+    logits,targ = case(7)
+    pooled,slices = DiceBCELoss()(logits, targ), SliceTverskyBCELoss()(logits, targ)
+    assert MixedDiceBCELoss(weight)(logits, targ).item() == pytest.approx(((1-weight)*pooled+weight*slices).item(), abs=1e-6)
+    logits.requires_grad_()
+    MixedDiceBCELoss(weight)(logits, targ).backward()
+    assert logits.grad.isfinite().all() and logits.grad.abs().sum()>0

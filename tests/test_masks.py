@@ -5,7 +5,7 @@ from scipy import ndimage
 
 from neuroseg.core import ConfigError, InputError, ShapeError
 from neuroseg.masks import (CONNECTIVITY, boundary, check_mask, check_spacing, components, drop_small, fill_holes, largest_component,
-    lesion_stats, volume_ml)
+    lesion_stats, main_pieces, volume_ml)
 
 def random_masks(n, seed=0, ndims=(2,3)):
     "Masks of random shape and density, some of them speckle, some blobs, some empty or full."
@@ -145,3 +145,21 @@ def test_lesion_stats_by_hand():
     assert lesion_stats(mask, (5,1,1))==dict(n_px=9, n_slices=3, n_components=2, largest_px=8, area_px=[0,4,4,1], volume_ml=.045, largest_ml=.04)
     assert lesion_stats(mask[2])==dict(n_px=4, n_slices=1, n_components=1, largest_px=4, area_px=[4], volume_ml=None, largest_ml=None)
     assert lesion_stats(mask & False, (5,1,1))==dict(n_px=0, n_slices=0, n_components=0, largest_px=0, area_px=[0]*4, volume_ml=0, largest_ml=0)
+
+
+@pytest.mark.parametrize('share', [0, .2, .5, .9, 1])
+def test_main_pieces_by_hand(share):
+    rng = np.random.default_rng(int(share*10))
+    for mask in random_masks(40, seed=7):
+        weight = rng.random(mask.shape)+.01
+        labels, n = ndimage.label(mask, structure(mask.ndim, CONNECTIVITY[mask.ndim][0]))
+        mass = [weight[labels==i].sum() for i in range(1, n+1)]
+        expected = np.isin(labels, [i for i,m in enumerate(mass, 1) if m >= share*max(mass)])
+        assert np.array_equal(main_pieces(mask, weight, share=share), expected)
+
+def test_main_pieces_of_equals_keep_all_and_are_stable():
+    two = np.array([[1,0,1,1,0,1,1]], bool)
+    assert main_pieces(two, share=1).sum()==4 and np.array_equal(main_pieces(main_pieces(two, share=1), share=1), main_pieces(two, share=1))
+    assert main_pieces(two, np.zeros(two.shape), share=.5).sum()==5 # nothing weighs anything: no piece is lighter than another
+    for share in (-.1, 1.1, float('nan')):
+        with pytest.raises(ConfigError, match='share='): main_pieces(two, share=share)

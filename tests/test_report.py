@@ -1,5 +1,5 @@
 "Runs of studies: parameters arrive, failures leave the former result, nothing of the machine gets out, stored runs can be redrawn."
-import json, os, re, shutil, signal
+import json, os, re, shutil, signal, subprocess
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +207,36 @@ def test_what_cannot_run_is_said_before_the_first_study(tmp_path, calls, names):
     for name, profiles in {'3_c': {'smoke': {}}, '100_a': {'smoke': {}, 'cpu': {}}}.items(): write_study(tmp_path, name, ['1'], profiles)
     with pytest.raises(ConfigError): report.reproduce(names, 'cpu', root=tmp_path, progress=False)
     assert calls == []
+
+
+def test_what_is_kept_needs_committed_code(tmp_path, calls):
+    write_study(tmp_path, '3_c', ['1'], {'smoke': {}, 'cpu': {}})
+    git = lambda *args: subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=t', '-c', 'user.email=t@localhost', *args], check=True, capture_output=True)
+    git('init'); git('add', '.'); git('commit', '-m', 'all')
+    report.reproduce(profile='cpu', root=tmp_path, progress=False)
+    (tmp_path/'reports'/'3_c'/'cpu.txt').write_text('a result') # what a study made is no change of the code
+    report.reproduce(profile='cpu', root=tmp_path, progress=False)
+    (tmp_path/'nbs'/'new.py').write_text('x = 1')
+    with pytest.raises(RunError, match='not committed'): report.reproduce(profile='cpu', root=tmp_path, progress=False)
+    report.reproduce(profile='smoke', root=tmp_path, progress=False)
+    report.reproduce(profile='cpu', root=tmp_path, progress=False, trial=True)
+    assert [c[1] for c in calls] == ['cpu', 'cpu', 'smoke', 'cpu']
+
+
+def test_a_result_that_moved_is_named(tmp_path, monkeypatch):
+    write_study(tmp_path, '3_c', ['1'], {'cpu': {}})
+    file = tmp_path/'reports'/'3_c'/'cpu'/'summary.json'
+    write_json(file, dict(dice=.84, n=88, minutes=3.))
+    (tmp_path/'reports'/'tolerances.yml').write_text("3_c: {'minutes': null, 'dice': 0.02}")
+    for found, moved in ((dict(dice=.83, n=88, minutes=9.), None), (dict(dice=.83, n=88, minutes=9.), None), (dict(dice=.80, n=88, minutes=9.), 'dice 0.83 -> 0.8'), (dict(dice=.80, n=87, minutes=9.), 'n 88 -> 87')):
+        monkeypatch.setattr(report, 'run_study', lambda name, profile, **kw: write_json(file, found))
+        if moved is None: report.reproduce(profile='cpu', root=tmp_path, progress=False, compare=True)
+        else:
+            with pytest.raises(RunError, match=f'1 number.*3_c {moved}'): report.reproduce(profile='cpu', root=tmp_path, progress=False, compare=True)
+
+
+def test_the_tolerances_of_the_repository_are_of_its_studies(root):
+    assert set(report.tolerances(root)) <= set(report.studies(root))
 
 
 def test_resume_skips_only_what_would_be_the_same(repo, monkeypatch):
