@@ -278,7 +278,7 @@ def _learner_headline(n):
 def _learner_answer(n):
     "The paragraph at the end of study 23."
     full, alone, gap, low = n['all sequences']['scores']['dice'], n['FLAIR only']['scores']['dice'], n['flair_only'], sum(n['errors'].values())
-    versus = {k: 'above' if full[k]>v else 'not above' for k,v in RECORD.items()}
+    versus = {k: 'level with' if round(full[k], 3)==v else 'above' if full[k]>v else 'below' for k,v in RECORD.items()}
     kinds = ', '.join(f'{k} {v}' for k,v in sorted(n['errors'].items(), key=lambda o: -o[1]) if v)
     lower = 'lower' if gap['gain']<0 else 'higher'
     return (f"Over {n['all sequences']['n']} patients, each scored once, on the original grid, by a network that did not learn from it, the recipe reaches a mean Dice of {full['mean']:.3f} "

@@ -604,7 +604,7 @@ def dice_by_size(
     for lo,hi in zip(third, third[1:]):
         m = f.loc[(f['true_px']>=lo) & ((f['true_px']<hi) | (hi==third[-1])), 'dice'].mean()
         ax.plot([lo, hi], [m, m], color=colour('vermilion'), lw=2)
-        ax.annotate(f'{m:.2f}', ((lo*hi)**.5, m), (0,3), textcoords='offset points', ha='center', color=colour('vermilion'), fontsize=8.5)
+        ax.annotate(f'{m:.2f}', ((lo*hi)**.5, m), (0,4), textcoords='offset points', ha='center', color=colour('vermilion'), fontsize=8.5, bbox=dict(fc='white', ec='none', pad=.6, alpha=.85))
     for _,r in f[f['patient'].isin(names or {})].iterrows(): ax.annotate(names[r['patient']], (r['true_px'], r['dice']), (5,-3), textcoords='offset points', fontsize=8)
     ax.set(xscale='log', xlabel='lesion, pixels of all slices (bars: mean of each third)', ylabel='Dice', ylim=(0,1))
     _log_axis(ax.xaxis)
