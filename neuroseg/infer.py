@@ -421,7 +421,7 @@ def segment(
 )->Segmentation: # With mask, probability, volume, confidence and warnings
     "Outline the tumour in one scan."
     card = load_card(model)
-    key = card.sha256, card.path, threads
+    key = json.dumps(card.facts, sort_keys=True), card.path, threads # the card as well: it may say another threshold for the same network
     if key not in _loaded:
         _loaded.clear() # one model at a time stays in memory
         _loaded[key] = Segmenter(card, threads=threads)
