@@ -13,7 +13,7 @@ __all__ = ['CARD_FORMAT', 'DEFAULT_MODEL', 'MAX_MODEL_MB', 'MAX_NODES', 'LOW_CON
            'case_names', 'predict_case', 'predict_cases']
 
 # %% ../nbs/13_infer.ipynb #c002
-import hashlib, math, os, re, time
+import hashlib, json, math, os, re, time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import islice
