@@ -468,14 +468,14 @@ def train(
 )->Learner: # With the weights it hands out
     "Train to the end, resuming from `folder` when a checkpoint of the same configuration is there."
     folder = Path(folder)
-    side = train_set.x.shape[-1]
-    if side!=cfg.prep.size_px: raise ConfigError(f"train: the slices have {side} pixels a side, `prep.size_px` is {cfg.prep.size_px}; prepare them with the recipe's own `prep`")
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OutputError(f"train: cannot make the folder `{folder.name}` ({e.strerror}); choose another") from e
     for stray in folder.glob('.????????-*.safetensors'): stray.unlink() # a checkpoint that a kill left half-written
     learn = make_learner(cfg, train_set, valid_set)
     learn.path,data = folder,[train_set.fingerprint(), valid_set.fingerprint()]
     meta = resume(learn, folder, cfg, data)
+    side = train_set.x.shape[-1]
+    if side!=cfg.prep.size_px: raise ConfigError(f"train: the slices have {side} pixels a side, `prep.size_px` is {cfg.prep.size_px}; prepare them with the recipe's own `prep`")
     start = meta['next_epoch'] if meta else 0
     write_json(folder/'config.json', config_dict(cfg))
     if not finished(meta, cfg):

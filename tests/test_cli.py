@@ -466,11 +466,11 @@ def test_train_refuses_nonsense(run, cohort, tmp_path, words, says):
 def test_reproduce_and_figures_pass_on_what_was_asked(run, monkeypatch, tmp_path):
     from neuroseg import report
     asked = []
-    monkeypatch.setattr(report, 'reproduce', lambda names, profile, resume: asked.append((names, profile, resume)) or [tmp_path])
+    monkeypatch.setattr(report, 'reproduce', lambda names, profile, resume, compare, trial: asked.append((names, profile, resume, compare, trial)) or [tmp_path])
     monkeypatch.setattr(report, 'figures', lambda names: asked.append(names) or [tmp_path/'dice.png'])
     assert 'notebook.html' in run('reproduce', 'thesis', '--profile', 'cpu', '--resume').out
     assert run('reproduce').code == 0 and run('figures').out.startswith('1 figure(s) drawn')
-    assert asked == [(['thesis'], 'cpu', True), (None, 'smoke', False), None]
+    assert asked == [(['thesis'], 'cpu', True, False, False), (None, 'smoke', False, False, False), None]
 
 
 def test_the_application_is_started_for_this_machine_only(run, monkeypatch, card):

@@ -139,7 +139,7 @@ def test_augmentation_keeps_shape_range_and_its_input(channels):
 def test_image_and_mask_move_together():
     _,y = images()
     blocks = torch.nn.functional.interpolate(torch.rand(6,1,5,5), size=40, mode='nearest')
-    geometry = replace(Augment(), gain=0, gamma=0, bias=0, noise=0, blur=0)
+    geometry = replace(Augment(), gain=0, gamma=0, bias=0, noise=0, blur=0, paste=0)
     ax,ay = augment(blocks.expand(-1,5,-1,-1), blocks, geometry)
     for c in range(5): assert torch.allclose(ax[:,c:c+1].clamp(1e-4,1), ay.clamp(1e-4,1), atol=1e-5)
 

@@ -245,7 +245,7 @@ def test_a_rate_search_leaves_no_trace(sets, tmp_path, monkeypatch):
 
 def test_fastais_unet_trains(sets, tmp_path):
     s = slices(8, size=64), slices(4, seed=1, size=64)
-    fit(replace(SMALL, model='dynamic', epochs=1), s, tmp_path)
+    fit(replace(SMALL, model='dynamic', epochs=1, prep=replace(SMALL.prep, size_px=64)), s, tmp_path)
     assert np.isfinite(read_history(tmp_path/'history.csv')[0]['valid_loss'])
     load_weights(MODELS['dynamic'](5, False), tmp_path/'weights.safetensors')
 
@@ -397,3 +397,8 @@ def test_killed_while_the_checkpoint_is_replaced(sets, tmp_path):
     assert list((tmp_path/'cut').glob('.*')) # what the kill left half-done
     assert same(fit(SMALL, sets, tmp_path/'cut').model.state_dict(), fit(SMALL, sets, tmp_path/'whole').model.state_dict())
     assert not list((tmp_path/'cut').glob('.*')) and log(tmp_path/'cut')==log(tmp_path/'whole')
+
+
+def test_slices_of_another_size_than_the_recipe_says_are_refused(sets, tmp_path):
+    "Else the exported card would ask for squares that the network never saw."
+    with pytest.raises(ConfigError, match='have 32 pixels a side, `prep.size_px` is 96'): fit(replace(SMALL, prep=replace(SMALL.prep, size_px=96)), sets, tmp_path)
