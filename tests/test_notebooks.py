@@ -107,3 +107,9 @@ def test_notebook_names_are_unique_without_their_number(root):
     "nbdev names pages and modules by what follows the number."
     stems = [f.stem.partition('_')[2] for f in (root/'nbs').rglob('[0-9]*_*.ipynb')]
     assert len(stems) == len(set(stems))
+
+
+def test_the_first_cell_is_title_and_description_alone(root):
+    "The site takes both from there and drops the rest of the cell."
+    long = [f.name for f in sorted((root/'nbs').rglob('*.ipynb')) if nbformat.read(f, as_version=4).cells[0].source.strip().count('\n\n')>1]
+    assert long == []
