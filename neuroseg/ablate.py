@@ -7,22 +7,20 @@ Docs: https://neuroseg.github.io/neuroseg/ablate.html.md"""
 # %% auto #0
 __all__ = ['PREDICT', 'Arm', 'Grid', 'grid_from', 'read_grid', 'jobs', 'run_folder', 'run_grid', 'arm_rows', 'differences']
 
-# %% ../nbs/25_ablate.ipynb #c002
+# %% ../nbs/25_ablate.ipynb #c003
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from .cases import find_cases
 from .core import ConfigError, merged, need, read_json, write_json
 from .evaluate import compare, evaluate_cases, read_rows, write_rows
 from .fanout import spread
 from .fit import fit_cohort, recipe, split_cohort
 from .infer import Segmenter
-from .train import TrainConfig
 
-# %% ../nbs/25_ablate.ipynb #c005
+# %% ../nbs/25_ablate.ipynb #c006
 PREDICT = ('threshold', 'pieces', 'flips') # What can be changed without training again
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Arm:
     @property
     def trained(self)->bool: return bool(self.settings) # else the base's network is used in another way
 
-# %% ../nbs/25_ablate.ipynb #c008
+# %% ../nbs/25_ablate.ipynb #c009
 @dataclass(frozen=True)
 class Grid:
     "A list of changes to one recipe, and on whom they are tried."
@@ -46,7 +44,7 @@ class Grid:
     folds:tuple = (0,) # Whose patients are scored
     seeds:tuple = (0,) # Trainings of the base
 
-# %% ../nbs/25_ablate.ipynb #c009
+# %% ../nbs/25_ablate.ipynb #c010
 def grid_from(
     said:dict, # base, folds, seeds, and arms: name to factor, asks, set, predict, seeds
 )->Grid:
@@ -76,7 +74,7 @@ def read_grid(
     try: return grid_from(yaml.safe_load(Path(path).read_text(encoding='utf-8')) or {})
     except (OSError, yaml.YAMLError, AttributeError, TypeError, KeyError) as e: raise ConfigError(f"`{Path(path).name}` holds no grid ({type(e).__name__}: {' '.join(str(e).split())[:120]}); expected base, folds, seeds and arms") from e
 
-# %% ../nbs/25_ablate.ipynb #c016
+# %% ../nbs/25_ablate.ipynb #c017
 def jobs(
     grid:Grid,
 )->list: # Name of the arm ('base' for the recipe itself), settings, fold, seed
@@ -84,7 +82,7 @@ def jobs(
     trained = [('base', {}, grid.seeds)] + [(a.name, a.settings, a.seeds) for a in grid.arms if a.trained]
     return [dict(name=name, settings=merged(merged(grid.base, settings), dict(seed=seed)), fold=fold, seed=seed) for name,settings,seeds in trained for fold in grid.folds for seed in seeds]
 
-# %% ../nbs/25_ablate.ipynb #c018
+# %% ../nbs/25_ablate.ipynb #c019
 def run_folder(
     runs, # Folder of all runs of a grid
     name:str, # Of the arm
@@ -130,7 +128,7 @@ def run_grid(
             for fold in grid.folds:
                 for seed in arm.seeds: _use_otherwise(arm, fold, seed, **same)
 
-# %% ../nbs/25_ablate.ipynb #c023
+# %% ../nbs/25_ablate.ipynb #c024
 def arm_rows(
     grid:Grid,
     runs, # Folder of its runs

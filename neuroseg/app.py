@@ -9,7 +9,7 @@ __all__ = ['st', 'ENDINGS', 'MAX_UPLOAD_MB', 'MAX_FILES', 'RED', 'store', 'is_vo
            'segment_uploads', 'Views', 'views', 'pair', 'extent', 'extent_chart', 'bundle', 'shared_segmenter',
            'score_rows', 'sidebar', 'choose', 'current_results', 'look', 'numbers', 'take_away', 'icon', 'show', 'page']
 
-# %% ../nbs/17_app.ipynb #c002
+# %% ../nbs/17_app.ipynb #c003
 import sys
 
 if __name__=='__main__' and 'streamlit.runtime' in sys.modules and sys.modules['streamlit.runtime'].exists():
@@ -18,7 +18,7 @@ if __name__=='__main__' and 'streamlit.runtime' in sys.modules and sys.modules['
     neuroseg.app.page()
     sys.modules['streamlit'].stop()
 
-# %% ../nbs/17_app.ipynb #c003
+# %% ../nbs/17_app.ipynb #c004
 import io, json, re, tempfile, zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from .sample import sample_path
 
 st = need('streamlit', extra='app')
 
-# %% ../nbs/17_app.ipynb #c006
+# %% ../nbs/17_app.ipynb #c007
 ENDINGS = ['png', 'jpg', 'jpeg', 'tif', 'tiff', 'bmp', 'nii', 'nii.gz', 'dcm'] # of files that may be uploaded
 MAX_UPLOAD_MB = 200 # In one go; the server's own limit is for a single file
 MAX_FILES = 500
@@ -56,7 +56,7 @@ def store(
         paths.append(path)
     return sorted(paths, key=natural_key)
 
-# %% ../nbs/17_app.ipynb #c009
+# %% ../nbs/17_app.ipynb #c010
 def is_volume(path)->bool: return bool(re.search(r'\.(nii|nii\.gz)$', Path(path).name, re.I)) # NIfTI, by its ending
 
 def arrange(
@@ -70,7 +70,7 @@ def arrange(
     if together and len(pictures)>1: return found + [Found(pictures, (f'{len(pictures)} slices',))]
     return found + [Found(p, (p.stem,)) for p in pictures]
 
-# %% ../nbs/17_app.ipynb #c013
+# %% ../nbs/17_app.ipynb #c014
 @dataclass
 class Result:
     "A segmented scan, and what its report needs once the files are gone."
@@ -86,10 +86,10 @@ def segment_found(
     "Segment one scan and let go of its files."
     seg = segmenter.segment(found.source)
     inputs,seg.files,seg.scan.source = seg.report()['input'], [], name
-    seg.notes = found.notes + seg.notes
-    return Result(name, seg.at(seg.threshold), inputs)
+    seg.notes,seg.warnings = found.notes + seg.notes, found.notes + seg.warnings
+    return Result(name, seg, inputs)
 
-# %% ../nbs/17_app.ipynb #c015
+# %% ../nbs/17_app.ipynb #c016
 def segment_uploads(
     segmenter:Segmenter,
     uploads:list, # As for `store`
@@ -110,7 +110,7 @@ def segment_uploads(
             tick((i+1)/len(found))
     return results, errors
 
-# %% ../nbs/17_app.ipynb #c021
+# %% ../nbs/17_app.ipynb #c022
 RED = (220,50,47) # Of the outline
 
 @dataclass
@@ -137,7 +137,7 @@ def views(
     size = tuple(max(1, round(v*side_px/max(h,w))) for v in (w,h))
     return Views(planes, axes, flips, size, mm[1]*mm[2]/100 if scan.spacing_mm else None)
 
-# %% ../nbs/17_app.ipynb #c023
+# %% ../nbs/17_app.ipynb #c024
 def pair(
     shown:Views, # Of the scan
     mask:np.ndarray, # Boolean `(Z,Y,X)` on the scan's grid
@@ -150,7 +150,7 @@ def pair(
     outline = Image.fromarray(to_axial(mask, shown.axes, shown.flips)[k].astype(np.uint8)*255).resize(shown.size, Image.Resampling.NEAREST)
     return grey, Image.fromarray(overlay(np.asarray(grey), np.asarray(outline)>0, colour=RED, fill=.3))
 
-# %% ../nbs/17_app.ipynb #c026
+# %% ../nbs/17_app.ipynb #c027
 def extent(
     seg:Segmentation, # What was found
     shown:Views, # Of its scan
@@ -171,7 +171,7 @@ def extent_chart(
                 encoding=dict(x=dict(field='slice', type='ordinal', title='slice', axis=dict(labelOverlap=True, labelAngle=0)),
                               y=dict(field='area', type='quantitative', title=unit), color=colour))
 
-# %% ../nbs/17_app.ipynb #c029
+# %% ../nbs/17_app.ipynb #c030
 def bundle(
     result:Result, # Of the scan
     seg:Segmentation, # The same, at the threshold that is shown
@@ -186,7 +186,7 @@ def bundle(
             for f in sorted(p for p in folder.rglob('*') if p.is_file()): z.write(f, f.relative_to(folder))
     return packed.getvalue()
 
-# %% ../nbs/17_app.ipynb #c034
+# %% ../nbs/17_app.ipynb #c035
 @st.cache_resource(show_spinner='Loading the model')
 def shared_segmenter()->Segmenter: return Segmenter() # One for all visitors; threads may share it
 
@@ -203,7 +203,7 @@ def score_rows(
         elif isinstance(v, (int, float)) and 'Dice' in name and name.endswith(('mean', 'median')): rows[name] = round(v, 3)
     return rows
 
-# %% ../nbs/17_app.ipynb #c036
+# %% ../nbs/17_app.ipynb #c037
 def sidebar(
     card, # `infer.ModelCard`
 ):
@@ -218,7 +218,7 @@ def sidebar(
     st.sidebar.subheader('Your data')
     st.sidebar.caption('Files stay on the machine that runs this page. They are deleted as soon as they are read; results are forgotten when you close the page.')
 
-# %% ../nbs/17_app.ipynb #c039
+# %% ../nbs/17_app.ipynb #c040
 def choose()->tuple: # Uploaded files, whether pictures belong together, whether the sample is wanted
     "Let the visitor give a scan."
     left,right = st.columns([3,1], vertical_alignment='bottom')
@@ -230,7 +230,7 @@ def choose()->tuple: # Uploaded files, whether pictures belong together, whether
     together = pictures<2 or st.radio(f'The {pictures} pictures are', ['slices of one scan', 'separate scans'], horizontal=True)=='slices of one scan'
     return uploads, together, st.session_state.get('sample', False)
 
-# %% ../nbs/17_app.ipynb #c041
+# %% ../nbs/17_app.ipynb #c042
 def current_results(
     segmenter:Segmenter,
     uploads:list, # From `choose`
@@ -249,7 +249,7 @@ def current_results(
         bar.empty()
     return kept[key]
 
-# %% ../nbs/17_app.ipynb #c044
+# %% ../nbs/17_app.ipynb #c045
 def look(
     result:Result, # To be looked at
 )->tuple: # `Segmentation` at the chosen threshold, `Views`, slice from 0
@@ -270,7 +270,7 @@ def look(
     b.image(drawn, f'outline: {areas[k]:g} {unit} in this slice' if areas[k] else 'no lesion in this slice', width='stretch')
     return seg, shown, k
 
-# %% ../nbs/17_app.ipynb #c046
+# %% ../nbs/17_app.ipynb #c047
 def numbers(
     seg:Segmentation, # At the chosen threshold
 ):
@@ -285,7 +285,7 @@ def numbers(
         b.metric('Pieces', s['n_components'], help='Separate lesions, counted in three dimensions')
     for w in seg.warnings: st.warning(w, icon=':material/info:')
 
-# %% ../nbs/17_app.ipynb #c048
+# %% ../nbs/17_app.ipynb #c049
 def take_away(
     result:Result,
     seg:Segmentation, # At the chosen threshold
@@ -296,7 +296,7 @@ def take_away(
     said = jsonable(seg.report(result.name) | dict(input=result.inputs))
     st.download_button('report.json', json.dumps(said, indent=2, sort_keys=True), f'{name}_report.json', 'application/json', on_click='ignore', icon=':material/description:', width='stretch')
 
-# %% ../nbs/17_app.ipynb #c051
+# %% ../nbs/17_app.ipynb #c052
 def icon(): # PIL image, for the browser's tab
     "A red lesion in a grey head."
     from PIL import Image
@@ -304,7 +304,7 @@ def icon(): # PIL image, for the browser's tab
     head,lesion = x**2/.6 + y**2 < .95, (x-.2)**2 + (y+.25)**2 < .09
     return Image.fromarray(np.where(lesion[...,None], RED, np.where(head, 120, 255)[...,None]).astype(np.uint8))
 
-# %% ../nbs/17_app.ipynb #c054
+# %% ../nbs/17_app.ipynb #c055
 def show(
     result:Result,
 ):

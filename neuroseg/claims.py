@@ -8,15 +8,15 @@ Docs: https://neuroseg.github.io/neuroseg/claims.html.md"""
 __all__ = ['VERDICTS', 'PAGES', 'SCORE', 'NOT_SCORES', 'Claim', 'claim_from', 'our_value', 'judge', 'load_claims', 'scores',
            'stored_numbers', 'standing', 'unsupported', 'changed_runs', 'check_claims', 'ledger_text', 'write_ledger']
 
-# %% ../nbs/24_claims.ipynb #c002
+# %% ../nbs/24_claims.ipynb #c003
 import math, re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from .core import ConfigError, InputError, atomic_path, jsonable, need, read_json
+from .core import ConfigError, InputError, atomic_path, flat, jsonable, need, read_json
 from .report import find_repo, kept_runs, summary
 
-# %% ../nbs/24_claims.ipynb #c005
+# %% ../nbs/24_claims.ipynb #c006
 VERDICTS = ('reproduced', 'reproduced under its protocol only', 'not reproduced', 'misprint', 'cannot be checked')
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Claim:
     misprint:str|None=None # What it should have been
     note:str='' # For the reader
 
-# %% ../nbs/24_claims.ipynb #c007
+# %% ../nbs/24_claims.ipynb #c008
 def claim_from(
     d:dict, # An entry of claims.yml
 )->Claim:
@@ -51,7 +51,7 @@ def claim_from(
     if sum(k in d for k in ('run','private','unsupported','misprint'))!=1: raise ConfigError(f"claims.yml, {name}: expected exactly one of run, private, unsupported, misprint")
     return Claim(**d | {'at': tuple(d.get('at', ()))})
 
-# %% ../nbs/24_claims.ipynb #c010
+# %% ../nbs/24_claims.ipynb #c011
 def our_value(
     claim:Claim,
     root, # Of the repository
@@ -74,7 +74,7 @@ def judge(
     if not abs(ours-claim.value)<=claim.tolerance*(1+1e-9): return 'not reproduced'
     return 'reproduced under its protocol only' if claim.protocol=='thesis' else 'reproduced'
 
-# %% ../nbs/24_claims.ipynb #c014
+# %% ../nbs/24_claims.ipynb #c015
 def load_claims(
     root=None, # As `find_repo` takes it
 )->list[Claim]:
@@ -90,7 +90,7 @@ def load_claims(
     if twice: raise ConfigError(f"claims.yml: {', '.join(twice)} stands there twice; give each claim a name of its own")
     return claims
 
-# %% ../nbs/24_claims.ipynb #c018
+# %% ../nbs/24_claims.ipynb #c019
 PAGES = ('README.md', 'MODEL_CARD.md', 'DATASHEET.md')
 SCORE = re.compile(r'(?<![\w.,/])(?<![A-Za-z]-)(?:\d*\.?\d+ ?%|\d*\.\d{2,}(?!\w|\.\d)|0?\.\d(?!\w|\.\d))')
 # What looks like a score and is none: code, addresses, DOIs, versions and licences
@@ -104,16 +104,13 @@ def scores(
     blocks = [b for p in parts for b in (p.splitlines() if p.lstrip().startswith('|') else [p])]
     return [(m[0], b) for b in blocks for m in SCORE.finditer(b)]
 
-# %% ../nbs/24_claims.ipynb #c020
+# %% ../nbs/24_claims.ipynb #c021
 def stored_numbers(
     root, # Of the repository
 )->list[tuple[float,str]]: # Every number of every stored run, and where it stands
     "What our pages may state."
-    def walk(v, at):
-        if isinstance(v, dict): return [n for k,x in v.items() for n in walk(x, f'{at} / {k}')]
-        if isinstance(v, list): return [n for i,x in enumerate(v) for n in walk(x, f'{at} / {i}')]
-        return [(float(v), at)] if isinstance(v, (int,float)) and not isinstance(v, bool) else []
-    return [n for f in kept_runs(root) for n in walk(read_json(f/'summary.json'), f'{f.parent.name}/{f.name}')]
+    found = {f'{f.parent.name}/{f.name} / {k}': v for f in kept_runs(root) for k,v in flat(read_json(f/'summary.json'), sep=' / ', lists=True).items()}
+    return [(float(v), at) for at,v in found.items() if isinstance(v, (int,float)) and not isinstance(v, bool)]
 
 def standing(
     printed:str, # A score as a page prints it
@@ -127,7 +124,7 @@ def standing(
         if f'{abs(v):.{places}f}'==wanted or '%' in printed and f'{abs(100*v):.{places}f}'==wanted: return at
     return None
 
-# %% ../nbs/24_claims.ipynb #c022
+# %% ../nbs/24_claims.ipynb #c023
 def unsupported(
     text:str, # A page
     stored:list, # From `stored_numbers`
@@ -137,7 +134,7 @@ def unsupported(
     def is_quoted(printed, block): return any(q['value']==printed and q['near'].lower() in block.lower() for q in quoted)
     return [f'{printed}: {" ".join(block.split())[:100]}' for printed,block in scores(text) if not is_quoted(printed, block) and not standing(printed, stored)]
 
-# %% ../nbs/24_claims.ipynb #c026
+# %% ../nbs/24_claims.ipynb #c027
 def _differs(a, b): # Two JSON values; the floats of one come from another machine's sums
     "Whether two values differ by more than the last digits of a sum."
     if isinstance(a, dict) and isinstance(b, dict): return a.keys()!=b.keys() or any(_differs(a[k], b[k]) for k in a)
@@ -152,7 +149,7 @@ def changed_runs(
     return [f"{f.parent.name}/{f.name}: summary.json is not what its tables give; run the study again" for f in kept_runs(root)
             if _differs(read_json(f/'summary.json'), jsonable(summary(f, f.parent.name)))]
 
-# %% ../nbs/24_claims.ipynb #c028
+# %% ../nbs/24_claims.ipynb #c029
 def check_claims(
     root=None, # As `find_repo` takes it
 )->list[str]: # A sentence a fault; empty if all is well

@@ -10,14 +10,14 @@ __all__ = ['FAILED', 'INTERRUPTED', 'COMMANDS', 'EPILOG', 'GROUPS', 'MODEL', 'TH
            'data_verify', 'data_fetch', 'setting', 'table', 'settings_of', 'train', 'cohort_cases', 'seen_in_training',
            'evaluate', 'reproduce', 'figures', 'claims', 'app_command', 'check_port', 'app', 'card_lines', 'model']
 
-# %% ../nbs/18_cli.ipynb #c002
+# %% ../nbs/18_cli.ipynb #c003
 import argparse, json, os, sys, warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 from .core import ConfigError, LeakageError, NeurosegError, merged, need
 
-# %% ../nbs/18_cli.ipynb #c005
+# %% ../nbs/18_cli.ipynb #c006
 def sentence(
     e:BaseException, # What was raised
 )->str: # One line
@@ -27,7 +27,7 @@ def sentence(
     why = os.strerror(e.errno).lower() if e.errno else ' '.join(str(e).split())
     return f'`{Path(os.fsdecode(e.filename)).name}`: {why}' if isinstance(e.filename, (str, bytes)) else why
 
-# %% ../nbs/18_cli.ipynb #c009
+# %% ../nbs/18_cli.ipynb #c010
 FAILED, INTERRUPTED = 2, 130 # Exit codes; 2 is also argparse's own for a wrong command line
 
 def guarded(
@@ -47,7 +47,7 @@ def guarded(
         print(f'neuroseg: {sentence(e)}', file=sys.stderr)
         return FAILED
 
-# %% ../nbs/18_cli.ipynb #c013
+# %% ../nbs/18_cli.ipynb #c014
 COMMANDS = {} # Name, as one or two words, to what the parser needs
 
 def arg(*flags, **options): # As `ArgumentParser.add_argument` takes them
@@ -65,7 +65,7 @@ def command(
         return f
     return _add
 
-# %% ../nbs/18_cli.ipynb #c016
+# %% ../nbs/18_cli.ipynb #c017
 def _add_command(sub, name, c):
     "One command with its arguments and examples."
     p = sub.add_parser(name, help=c.help, description=c.help[:1].upper()+c.help[1:]+'.', epilog=c.example and 'examples:\n'+'\n'.join(f'  {l}' for l in c.example.strip().splitlines()),
@@ -81,7 +81,7 @@ class Version(argparse.Action):
         print(f'neuroseg {neuroseg.__version__}, Python {sys.version.split()[0]}')
         parser.exit()
 
-# %% ../nbs/18_cli.ipynb #c017
+# %% ../nbs/18_cli.ipynb #c018
 EPILOG = '''neuroseg COMMAND --help tells more and gives examples.
 Exit codes: 0 done; 1 `data verify` found faults; 2 something could not be done, see the message; 130 interrupted.
 Research use only. Not a medical device.'''
@@ -102,7 +102,7 @@ def parser()->argparse.ArgumentParser: # Of the whole command line
 
 GROUPS = dict(data='check or download a cohort') # Commands of two words
 
-# %% ../nbs/18_cli.ipynb #c018
+# %% ../nbs/18_cli.ipynb #c019
 def main(
     argv:list|None=None, # Words after `neuroseg`; by default those of this process
 )->int: # Exit code
@@ -112,7 +112,7 @@ def main(
         if not sys.warnoptions: warnings.simplefilter('ignore', FutureWarning) # of libraries, to their developers
         return guarded(args.run, args)
 
-# %% ../nbs/18_cli.ipynb #c025
+# %% ../nbs/18_cli.ipynb #c026
 def _share(text): # For argparse, which words the message
     v = float(text)
     if not 0<v<1: raise argparse.ArgumentTypeError(f'{text} must lie between 0 and 1')
@@ -129,7 +129,7 @@ THREADS = arg('--threads', type=int, metavar='N', help='processor threads (defau
 NO_FLIPS = arg('--no-flips', dest='flips', action='store_false', help='do not average with the mirrored scan: half the time, a little less exact')
 LAYOUT = arg('--layout', choices=('lgg','hospital','nifti'), help='how the folder is laid out (default: found out)')
 
-# %% ../nbs/18_cli.ipynb #c028
+# %% ../nbs/18_cli.ipynb #c029
 def describe(
     report:dict, # Of one case, from `infer`
 )->str: # One line
@@ -140,7 +140,7 @@ def describe(
         found = f"lesion {size} in {len(report['lesion_slices'])} slice(s), confidence {report['confidence']:.2f}"
     return f"{report['case']}: {found}, {report['seconds']:.1f} s"
 
-# %% ../nbs/18_cli.ipynb #c030
+# %% ../nbs/18_cli.ipynb #c031
 def _one_scan(args): # The files of one scan, named by --sequences
     from neuroseg.infer import Found, Segmenter, predict_case
     if len(args.sequences)!=len(args.inputs): raise ConfigError(f"{len(args.inputs)} file(s) but {len(args.sequences)} name(s) in --sequences; give one name a file")
@@ -170,7 +170,7 @@ def predict(args):
         else: print('\n  warning: '.join([describe(r), *r['warnings']]))
     return FAILED if any('error' in r for r in reports) else 0
 
-# %% ../nbs/18_cli.ipynb #c039
+# %% ../nbs/18_cli.ipynb #c040
 @command('phantom',
     arg('dest', metavar='DEST', help='folder to write to'),
     arg('--patients', type=int, metavar='N', help='how many (default: 12; nifti writes one)'),
@@ -189,7 +189,7 @@ def phantom(args):
     folder = write(args.dest, **{k: v for k,v in options.items() if v is not None})
     print(f'{sum(f.is_file() for f in folder.rglob("*"))} files in {folder}')
 
-# %% ../nbs/18_cli.ipynb #c042
+# %% ../nbs/18_cli.ipynb #c043
 @command('data verify',
     arg('folder', metavar='DIR', help='folder of the cohort, or one above it'), LAYOUT,
     example='''neuroseg data verify lgg-mri-segmentation/
@@ -201,7 +201,7 @@ def data_verify(args):
     print(report)
     return 0 if report.ok else 1
 
-# %% ../nbs/18_cli.ipynb #c046
+# %% ../nbs/18_cli.ipynb #c047
 @command('data fetch',
     arg('cohort', choices=('lgg',), help='which cohort'),
     arg('--dest', metavar='DIR', help='where to (default: `lgg` in the cache folder)'),
@@ -213,7 +213,7 @@ def data_fetch(args):
     print(report)
     return 0 if report.ok else 1
 
-# %% ../nbs/18_cli.ipynb #c050
+# %% ../nbs/18_cli.ipynb #c051
 def setting(
     text:str, # 'epochs=3', 'prep.size_px=128', 'augment=null'
 )->dict: # Nested as the dots say
@@ -225,9 +225,7 @@ def setting(
     for k in reversed(key.split('.')): value = {k: value}
     return value
 
-
-
-# %% ../nbs/18_cli.ipynb #c053
+# %% ../nbs/18_cli.ipynb #c054
 def table(
     title:str, # Above it
     rows:dict, # Name of a row to a summary with n, mean, median and mean_ci95
@@ -237,7 +235,7 @@ def table(
 
     return '\n'.join([title, f"  {'Dice':<16}{'n':>4}{'mean':>8}{'median':>8}   95 % interval of the mean", *(line(n, s) for n,s in rows.items())])
 
-# %% ../nbs/18_cli.ipynb #c056
+# %% ../nbs/18_cli.ipynb #c057
 def _fold(text): # For argparse, which words the message
     return text if text=='all' else int(text)
 
@@ -252,7 +250,7 @@ def settings_of(
     for text in changes: settings = merged(settings, setting(text))
     return settings
 
-# %% ../nbs/18_cli.ipynb #c058
+# %% ../nbs/18_cli.ipynb #c059
 @command('train',
     arg('cohort', metavar='COHORT', help='folder of a cohort with masks'),
     arg('-o', '--out', required=True, metavar='RUN', help='folder of the run; give the same one again to resume'),
@@ -284,7 +282,7 @@ def train(args):
         card = Path(args.out)/'model'/f'{args.name}.json'
     print(f'model: {card}   try: neuroseg predict SCAN -o out --model {card}')
 
-# %% ../nbs/18_cli.ipynb #c062
+# %% ../nbs/18_cli.ipynb #c063
 def cohort_cases(
     folder, # Of a cohort
     *,
@@ -298,7 +296,7 @@ def cohort_cases(
     if not cases: raise ConfigError(f'every patient of `{Path(folder).name}` is sealed; they are scored once, for a release')
     return cases if fold is None else fold_split(cases, fold)[1]
 
-# %% ../nbs/18_cli.ipynb #c065
+# %% ../nbs/18_cli.ipynb #c066
 def seen_in_training(
     facts:dict, # Of a model card
     patients, # Who is to be scored
@@ -307,7 +305,7 @@ def seen_in_training(
     learnt = (facts.get('split') or {}).get('train') or []
     return sorted(set(patients) & set(learnt))
 
-# %% ../nbs/18_cli.ipynb #c068
+# %% ../nbs/18_cli.ipynb #c069
 @command('evaluate',
     arg('cohort', metavar='COHORT', help='folder of a cohort with masks'),
     arg('-o', '--out', required=True, metavar='OUT', help='folder for patients.csv, summary.json and run.json'), MODEL,
@@ -336,7 +334,7 @@ def evaluate(args):
     rec.save(Path(args.out)/'run.json')
     print(table(summary['conditions'], {'FLAIR only' if args.flair_only else 'all sequences': summary['scores']['dice']}))
 
-# %% ../nbs/18_cli.ipynb #c073
+# %% ../nbs/18_cli.ipynb #c074
 @command('reproduce',
     arg('studies', nargs='*', metavar='STUDY', help='names or numbers of studies (default: all)'),
     arg('--profile', choices=('smoke','cpu','gpu'), default='smoke', help='smoke: synthetic data, a minute each; cpu: real data, hours; gpu: the full schedules (default: smoke)'),
@@ -362,7 +360,7 @@ def figures(args):
     drawn = report.figures(names=args.studies or None)
     print(f'{len(drawn)} figure(s) drawn', *map(os.path.relpath, drawn), sep='\n  ')
 
-# %% ../nbs/18_cli.ipynb #c074
+# %% ../nbs/18_cli.ipynb #c075
 @command('claims',
     arg('--write', action='store_true', help='write CLAIMS.md first'),
     example='neuroseg claims')
@@ -375,7 +373,7 @@ def claims(args):
     print(*faults, f'{len(faults)} fault(s)' if faults else f'{len(load_claims())} claims and every number of our pages agree with the stored runs', sep='\n')
     return 1 if faults else 0
 
-# %% ../nbs/18_cli.ipynb #c079
+# %% ../nbs/18_cli.ipynb #c080
 APP_FLAGS = {'server.address': 'localhost', 'server.maxUploadSize': 200, 'server.showEmailPrompt': 'false', 'server.fileWatcherType': 'none',
              'browser.gatherUsageStats': 'false', 'client.toolbarMode': 'minimal', 'client.showErrorDetails': 'none',
              'theme.base': 'light', 'theme.primaryColor': '#b3382c', 'theme.font': 'sans-serif'}
@@ -398,7 +396,7 @@ def check_port(
         try: s.bind(('localhost', port))
         except OSError: raise ConfigError(f'port {port} is in use; choose another one with --port') from None
 
-# %% ../nbs/18_cli.ipynb #c082
+# %% ../nbs/18_cli.ipynb #c083
 @command('app',
     arg('--port', type=int, metavar='N', help='port on this machine (default: 8501, or the next one that is free)'), MODEL,
     example='neuroseg app --port 8600')
@@ -410,7 +408,7 @@ def app(args):
     os.environ['NEUROSEG_MODEL'] = str(load_card(args.model).path) # one that cannot be used is told here rather than in the browser
     return streamlit.main(app_command(args.port), standalone_mode=False)
 
-# %% ../nbs/18_cli.ipynb #c085
+# %% ../nbs/18_cli.ipynb #c086
 def card_lines(
     facts, # Of a model card, nested
     path:str='', # Where in them
@@ -422,7 +420,7 @@ def card_lines(
     if isinstance(facts, list): facts = ', '.join(map(str, facts))
     return [f'{path}: {facts}']
 
-# %% ../nbs/18_cli.ipynb #c087
+# %% ../nbs/18_cli.ipynb #c088
 @command('model',
     arg('card', nargs='?', metavar='CARD', help='card (.json) of a model of your own (default: the shipped model)'),
     arg('--json', action='store_true', help='the whole card, for programs'),

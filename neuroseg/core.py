@@ -7,10 +7,10 @@ Docs: https://neuroseg.github.io/neuroseg/core.html.md"""
 # %% auto #0
 __all__ = ['COHORT_MARKS', 'STACK', 'NeurosegError', 'InputError', 'ShapeError', 'DataError', 'LeakageError', 'ConfigError',
            'OutputError', 'MissingExtraError', 'RunError', 'need', 'cache_dir', 'data_dir', 'seed_everything',
-           'sha256_file', 'sha256_array', 'hash_files', 'atomic_path', 'atomic_dir', 'jsonable', 'merged', 'write_json',
-           'read_json', 'git_commit', 'versions', 'hardware', 'peak_mb', 'RunRecord', 'record_run']
+           'sha256_file', 'sha256_array', 'hash_files', 'atomic_path', 'atomic_dir', 'jsonable', 'merged', 'flat',
+           'write_json', 'read_json', 'git_commit', 'versions', 'hardware', 'peak_mb', 'RunRecord', 'record_run']
 
-# %% ../nbs/00_core.ipynb #c002
+# %% ../nbs/00_core.ipynb #c003
 import contextlib, dataclasses, errno, hashlib, importlib, json, math, os, platform, random, shutil, subprocess, sys, time, uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../nbs/00_core.ipynb #c006
+# %% ../nbs/00_core.ipynb #c007
 class NeurosegError(Exception): "Base of every error this package raises on purpose: the message is one sentence for the user."
 class InputError(NeurosegError, ValueError): "A file or array that cannot be used."
 class ShapeError(InputError): "Arrays whose shapes do not fit together."
@@ -30,12 +30,12 @@ class OutputError(NeurosegError): "A result that could not be written."
 class MissingExtraError(NeurosegError, ImportError): "An optional library that is not installed."
 class RunError(NeurosegError): "A training or study that cannot go on."
 
-# %% ../nbs/00_core.ipynb #c009
+# %% ../nbs/00_core.ipynb #c010
 def _reason(e:OSError)->str: # 'no such file or directory', 'no space left on device'...
     "Why the operating system refused, in its own words and without the path."
     return (os.strerror(e.errno) if e.errno else str(e)).lower()
 
-# %% ../nbs/00_core.ipynb #c013
+# %% ../nbs/00_core.ipynb #c014
 def need(
     module:str, # Name to import, dots allowed: 'monai', 'sklearn.metrics'
     *,
@@ -47,7 +47,7 @@ def need(
         if e.name is None or not (module==e.name or module.startswith(e.name+'.')): raise
         raise MissingExtraError(f"`{e.name}` is needed for this but not installed: pip install 'neuroseg[{extra}]'", name=e.name) from None
 
-# %% ../nbs/00_core.ipynb #c019
+# %% ../nbs/00_core.ipynb #c020
 def cache_dir()->Path: # Folder of downloaded and derived files (not created)
     "`$NEUROSEG_CACHE`, or `neuroseg` in the cache folder of the user's system."
     if os.environ.get('NEUROSEG_CACHE'): return Path(os.environ['NEUROSEG_CACHE']).expanduser()
@@ -57,7 +57,7 @@ def cache_dir()->Path: # Folder of downloaded and derived files (not created)
     else: base = Path(os.environ.get('XDG_CACHE_HOME') or home/'.cache')
     return base/'neuroseg'
 
-# %% ../nbs/00_core.ipynb #c022
+# %% ../nbs/00_core.ipynb #c023
 COHORT_MARKS = dict(lgg=('kaggle_3m', 'TCGA_*', '*/kaggle_3m'), hospital=('patient[0-9]*',)) # what lies inside a cohort's folder
 
 def _is_cohort(folder:Path, cohort:str)->bool:
@@ -78,7 +78,7 @@ def data_dir(
     raise DataError(f"cohort {cohort!r} is not at {' or '.join(str(p) for p in tried)}: pass its folder, "
                     f"or set NEUROSEG_DATA to the folder that holds `{cohort}`, or put it into {cache_dir()/cohort}")
 
-# %% ../nbs/00_core.ipynb #c028
+# %% ../nbs/00_core.ipynb #c029
 def seed_everything(
     seed:int, # 0 to 2**32-1
 ):
@@ -87,7 +87,7 @@ def seed_everything(
     np.random.seed(seed)
     if 'torch' in sys.modules: sys.modules['torch'].manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #c031
+# %% ../nbs/00_core.ipynb #c032
 def sha256_file(
     path, # File of any size, read in pieces
 )->str: # 64 hexadecimal digits
@@ -96,7 +96,7 @@ def sha256_file(
         with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
     except OSError as e: raise InputError(f"`{Path(path).name}` cannot be read ({_reason(e)})") from e
 
-# %% ../nbs/00_core.ipynb #c034
+# %% ../nbs/00_core.ipynb #c035
 def sha256_array(
     a:np.ndarray, # Numbers or booleans, any shape and memory layout
 )->str: # 64 hexadecimal digits
@@ -106,7 +106,7 @@ def sha256_array(
     a = a.astype(a.dtype.newbyteorder('<'), copy=False)
     return hashlib.sha256(f'{a.dtype.str}{a.shape}'.encode() + a.tobytes()).hexdigest()
 
-# %% ../nbs/00_core.ipynb #c037
+# %% ../nbs/00_core.ipynb #c038
 def hash_files(
     paths, # Files of a cohort, in any order
 )->str: # 64 hexadecimal digits
@@ -117,7 +117,7 @@ def hash_files(
     rows = sorted((p.absolute().relative_to(root).as_posix(), sha256_file(p)) for p in paths)
     return hashlib.sha256('\n'.join(f'{sha}  {name}' for name,sha in rows).encode()).hexdigest()
 
-# %% ../nbs/00_core.ipynb #c041
+# %% ../nbs/00_core.ipynb #c042
 def _concerns(e:OSError, path:Path)->bool:
     "Whether `e` names `path`, something in it or a folder above it, or no file at all."
     if not isinstance(e.filename, (str, bytes)): return True
@@ -132,7 +132,7 @@ def _as_output_error(path, tmp):
         if not (_concerns(e, path) or _concerns(e, tmp)): raise
         raise OutputError(f'cannot write `{path.name}`: {_reason(e)}') from e
 
-# %% ../nbs/00_core.ipynb #c044
+# %% ../nbs/00_core.ipynb #c045
 @contextlib.contextmanager
 def atomic_path(
     path, # File to write; its folder is made if need be
@@ -148,7 +148,7 @@ def atomic_path(
             os.replace(tmp, path)
         finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #c049
+# %% ../nbs/00_core.ipynb #c050
 @contextlib.contextmanager
 def atomic_dir(
     path, # Folder of results to make
@@ -170,7 +170,7 @@ def atomic_dir(
             if old.exists() and not path.exists(): old.rename(path)
             for p in (tmp, old): shutil.rmtree(p, ignore_errors=True)
 
-# %% ../nbs/00_core.ipynb #c055
+# %% ../nbs/00_core.ipynb #c056
 def jsonable(
     obj, # Anything made of dicts, lists, numpy values, paths and dataclasses
 ): # The same of plain dicts, lists, strings and numbers; NaN and infinities become None
@@ -185,7 +185,7 @@ def jsonable(
     if isinstance(obj, Path): return obj.as_posix()
     raise InputError(f'a value of type `{type(obj).__name__}` cannot be written as JSON; give numbers, text, lists or dicts')
 
-# %% ../nbs/00_core.ipynb #c059
+# %% ../nbs/00_core.ipynb #c060
 def merged(
     settings:dict, # Parts as dicts
     changes:dict, # The same kind, having the last word
@@ -193,7 +193,18 @@ def merged(
     "Settings with changes, part by part."
     return settings | {k: merged(settings[k], v) if isinstance(v, dict) and isinstance(settings.get(k), dict) else v for k,v in changes.items()}
 
-# %% ../nbs/00_core.ipynb #c062
+# %% ../nbs/00_core.ipynb #c063
+def flat(
+    d, # Dicts in dicts; with `lists`, lists among them
+    *,
+    sep:str='.', # Between the names
+    lists:bool=False, # Take lists apart as well, by their numbers
+)->dict: # 'recipe.epochs' to its value
+    "A nested dict as one level."
+    def parts(v): return v.items() if isinstance(v, dict) else enumerate(v) if lists and isinstance(v, list) else None
+    return {name: leaf for k,v in parts(d) for name,leaf in ({str(k): v} if parts(v) is None else {f'{k}{sep}{n}': x for n,x in flat(v, sep=sep, lists=lists).items()}).items()}
+
+# %% ../nbs/00_core.ipynb #c066
 def write_json(
     path, # File to write, whole or not at all
     obj, # What `jsonable` takes
@@ -202,7 +213,7 @@ def write_json(
     text = json.dumps(jsonable(obj), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as tmp: tmp.write_text(text+'\n', encoding='utf-8', newline='\n')
 
-# %% ../nbs/00_core.ipynb #c065
+# %% ../nbs/00_core.ipynb #c069
 def read_json(
     path, # A JSON file
 ): # Dicts, lists, strings, numbers, None
@@ -211,7 +222,7 @@ def read_json(
     except OSError as e: raise InputError(f'`{Path(path).name}` cannot be read ({_reason(e)})') from e
     except ValueError as e: raise InputError(f'`{Path(path).name}` is not valid JSON ({e})') from e
 
-# %% ../nbs/00_core.ipynb #c068
+# %% ../nbs/00_core.ipynb #c072
 def git_commit(
     root, # A folder of the code that runs
 )->tuple[str,bool]: # Commit (40 digits), and whether any file outside `reports/` differs from it; ('', False) where git does not track `root`
@@ -222,7 +233,7 @@ def git_commit(
         return git('rev-parse', 'HEAD'), bool(git('status', '--porcelain', '--', ':/', ':(top,exclude)reports'))
     except (OSError, subprocess.CalledProcessError): return '', False
 
-# %% ../nbs/00_core.ipynb #c071
+# %% ../nbs/00_core.ipynb #c075
 def versions(
     *names:str, # Distributions as pip calls them
 )->dict: # Name to version, None if not installed; always with 'python'
@@ -233,7 +244,7 @@ def versions(
         except metadata.PackageNotFoundError: return None
     return dict(python=platform.python_version(), **{name: version(name) for name in names})
 
-# %% ../nbs/00_core.ipynb #c073
+# %% ../nbs/00_core.ipynb #c077
 def _cpu_model()->str: # Empty where the system does not tell
     "What the processor calls itself."
     info = Path('/proc/cpuinfo')
@@ -247,7 +258,7 @@ def hardware()->dict: # cpu, cores, ram_gb (None where unknown), gpu (None witho
     return dict(cpu=_cpu_model(), cores=os.cpu_count(), ram_gb=ram and round(ram, 1), system=platform.system(),
                 gpu=torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None)
 
-# %% ../nbs/00_core.ipynb #c076
+# %% ../nbs/00_core.ipynb #c080
 def peak_mb()->float: # Megabytes (10**6 bytes); NaN where the system does not tell
     "Most memory this process has held at once."
     status = Path('/proc/self/status')
@@ -258,7 +269,7 @@ def peak_mb()->float: # Megabytes (10**6 bytes); NaN where the system does not t
     except ImportError: return math.nan
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)/1e6
 
-# %% ../nbs/00_core.ipynb #c079
+# %% ../nbs/00_core.ipynb #c083
 @dataclass
 class RunRecord:
     "What is needed to say where a result came from."
@@ -272,7 +283,7 @@ class RunRecord:
     seconds:float=math.nan # Wall time, known at the end
     peak_mb:float=math.nan # Most memory held by the process, known at the end
 
-# %% ../nbs/00_core.ipynb #c082
+# %% ../nbs/00_core.ipynb #c086
 STACK = ('neuroseg', 'numpy', 'nibabel', 'pydicom', 'onnxruntime', 'torch', 'fastai', 'monai', 'timm') # distributions that can move a number
 
 @contextlib.contextmanager
@@ -289,7 +300,7 @@ def record_run(
     try: yield rec
     finally: rec.seconds, rec.peak_mb = time.perf_counter()-start, peak_mb()
 
-# %% ../nbs/00_core.ipynb #c085
+# %% ../nbs/00_core.ipynb #c089
 @patch
 def save(self:RunRecord,
     path, # JSON file, by custom `run.json`

@@ -12,7 +12,7 @@ __all__ = ['CARD_FORMAT', 'DEFAULT_MODEL', 'MAX_MODEL_MB', 'MAX_NODES', 'LOW_CON
            'segment', 'overlay', 'pick_slices', 'tiles', 'preview', 'replaceable', 'Found', 'group_sequences', 'expand',
            'case_names', 'predict_case', 'predict_cases']
 
-# %% ../nbs/13_infer.ipynb #c002
+# %% ../nbs/13_infer.ipynb #c003
 import hashlib, json, math, os, re, time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -28,7 +28,7 @@ from .io import (Scan, SEQUENCE_WORDS, decoding, guess_sequence, is_dicom, is_ma
 from .masks import boundary, lesion_stats, main_pieces
 from .prep import SEQUENCES, Prep, axial_view, head_mask, prepare, rescale, restore, to_axial, with_context
 
-# %% ../nbs/13_infer.ipynb #c006
+# %% ../nbs/13_infer.ipynb #c007
 CARD_FORMAT = 1 # Newest card that is understood
 DEFAULT_MODEL = 'neuroseg-lgg'
 
@@ -41,7 +41,7 @@ def shipped_models()->list: # Names, to be given as `model`
     "Models that came with the package."
     return sorted(p.stem for p in weights_dir().glob('*.json') if p.with_suffix('.onnx').exists())
 
-# %% ../nbs/13_infer.ipynb #c008
+# %% ../nbs/13_infer.ipynb #c009
 def brief(
     v, # A value on a card
 )->str: # Numbers to three digits, long lists by their length
@@ -50,7 +50,7 @@ def brief(
     if isinstance(v, (list,tuple)): return f"[{', '.join(map(brief, v))}]" if len(v)<4 else f'{len(v)} entries'
     return f'{v:.3g}' if isinstance(v, float) else str(v)
 
-# %% ../nbs/13_infer.ipynb #c011
+# %% ../nbs/13_infer.ipynb #c012
 @dataclass(frozen=True)
 class ModelCard:
     "What a model says of itself, checked."
@@ -72,7 +72,7 @@ class ModelCard:
             pieces=f'at least {self.pieces:.0%} of the heaviest' if self.pieces else 'all', sha256=self.sha256[:16]+'…')
         return f'**{self.name}**\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {brief(v)} |' for k,v in rows.items() if v is not None)
 
-# %% ../nbs/13_infer.ipynb #c014
+# %% ../nbs/13_infer.ipynb #c015
 def _card_faults(facts, prep, threshold, pieces, sha256)->list: # Sentences
     "What makes a card unusable."
     p = prep
@@ -87,7 +87,7 @@ def _card_faults(facts, prep, threshold, pieces, sha256)->list: # Sentences
         (not 0<=pieces<=1, 'its `pieces` must be a share from 0 to 1'),
         (not re.fullmatch('[0-9a-f]{64}', sha256), 'its `sha256` is no SHA-256')) if bad]
 
-# %% ../nbs/13_infer.ipynb #c018
+# %% ../nbs/13_infer.ipynb #c019
 def card_from(
     facts, # What `read_json` gave
     path:Path, # Where it was read
@@ -104,7 +104,7 @@ def card_from(
     if faults: raise InputError(f"`{path.name}` cannot be used: {faults[0]}; export the model again")
     return card
 
-# %% ../nbs/13_infer.ipynb #c022
+# %% ../nbs/13_infer.ipynb #c023
 MAX_MODEL_MB = 500
 
 def load_card(
@@ -123,7 +123,7 @@ def load_card(
     if sha256_file(card.onnx)!=card.sha256: raise InputError(f"`{card.onnx.name}` is not the file that `{path.name}` describes (its SHA-256 differs); copy both again")
     return card
 
-# %% ../nbs/13_infer.ipynb #c030
+# %% ../nbs/13_infer.ipynb #c031
 def proto_fields(
     buf:memoryview, # A protobuf message
 ): # Yields the number of each field and its value: an integer or a part of `buf`
@@ -147,7 +147,7 @@ def proto_fields(
             yield key>>3, buf[i:i+size]; i += size
         else: raise ValueError(f'field type {wire} does not exist')
 
-# %% ../nbs/13_infer.ipynb #c033
+# %% ../nbs/13_infer.ipynb #c034
 MAX_NODES = 20_000
 
 def graph_facts(
@@ -171,7 +171,7 @@ def graph_facts(
     return dict(opset=max((o.get(2, 0) for o in opsets), default=0), ops=ops, foreign=bool(domains-{b'', b'ai.onnx'}), nested=nested,
                 outside=outside or bool(parts(graphs[0], 15)))
 
-# %% ../nbs/13_infer.ipynb #c035
+# %% ../nbs/13_infer.ipynb #c036
 def check_graph(
     blob:bytes, # An .onnx file
     name:str, # Its name, for messages
@@ -186,12 +186,12 @@ def check_graph(
                     (not 0<n<=MAX_NODES, f'has {n} operations; expected 1 to {MAX_NODES}')):
         if bad: raise InputError(f"`{name}` {why}")
 
-# %% ../nbs/13_infer.ipynb #c038
+# %% ../nbs/13_infer.ipynb #c039
 def cores()->int: # At least 1
     "Processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
-# %% ../nbs/13_infer.ipynb #c041
+# %% ../nbs/13_infer.ipynb #c042
 def open_session(
     card:ModelCard, # Of the model
     *,
@@ -216,7 +216,7 @@ def open_session(
     if found!=wanted: raise InputError(f"`{card.onnx.name}` has other inputs or outputs than its card says; expected `x` (n,{c},{s},{s}) and `prob` (n,1,{s},{s}), both float32")
     return session
 
-# %% ../nbs/13_infer.ipynb #c047
+# %% ../nbs/13_infer.ipynb #c048
 def prob_volume(
     run, # Takes `(B,C,S,S)` float32 in [0, 1], gives `(B,S,S)` probabilities
     scan:Scan, # The scan
@@ -235,7 +235,7 @@ def prob_volume(
         if flips: prob[idx] = (prob[idx] + run(np.ascontiguousarray(x[...,::-1]))[...,::-1])/2
     return restore(prob, p.grid)
 
-# %% ../nbs/13_infer.ipynb #c053
+# %% ../nbs/13_infer.ipynb #c054
 class Segmenter:
     "A loaded model, ready for many scans."
     def __init__(self,
@@ -258,7 +258,7 @@ class Segmenter:
             raise InputError(f"`{self.card.onnx.name}` gives values that are no probabilities; export the model again")
         return prob[:,0]
 
-# %% ../nbs/13_infer.ipynb #c056
+# %% ../nbs/13_infer.ipynb #c057
 @patch
 def prob(self:Segmenter,
     scan:Scan, # The scan
@@ -268,7 +268,7 @@ def prob(self:Segmenter,
     "Probability of tumour, voxel by voxel."
     return prob_volume(self.run, scan, self.card.prep, flips=flips)
 
-# %% ../nbs/13_infer.ipynb #c061
+# %% ../nbs/13_infer.ipynb #c062
 def outline(
     prob:np.ndarray, # Probabilities `(Z,Y,X)`
     *,
@@ -278,7 +278,7 @@ def outline(
     "Cut probabilities at a threshold and keep the pieces that weigh enough."
     return main_pieces(prob>threshold, prob, share=pieces)
 
-# %% ../nbs/13_infer.ipynb #c064
+# %% ../nbs/13_infer.ipynb #c065
 def expected_dice(
     prob:np.ndarray, # Probabilities
     mask:np.ndarray, # Boolean, same shape
@@ -287,7 +287,7 @@ def expected_dice(
     if not mask.any(): return math.nan
     return float(2*prob[mask].sum(dtype=np.float64)/(prob.sum(dtype=np.float64) + mask.sum()))
 
-# %% ../nbs/13_infer.ipynb #c069
+# %% ../nbs/13_infer.ipynb #c070
 def scan_warnings(
     scan:Scan, # With a FLAIR sequence
 )->list: # Sentences
@@ -306,7 +306,7 @@ def scan_warnings(
     if len(np.unique(flair[len(flair)//2]))<16: warn.append('fewer than 16 grey levels: a drawing or a mask rather than MRI?')
     return warn
 
-# %% ../nbs/13_infer.ipynb #c073
+# %% ../nbs/13_infer.ipynb #c074
 # Below this expected Dice a warning is given; a card may set its own `low_confidence`.
 # Of the 88 patients of the cross-validation (reports/23_learner/cpu/patients.csv) 15 fall below, among them 5 of the 8 whose Dice is under 0.7
 LOW_CONFIDENCE = .85
@@ -327,7 +327,7 @@ def mask_warnings(
     if share>(.25 if scan.n_slices>1 else .5): warn.append(f'the outline covers {share:.0%} of the head: hardly a lesion')
     return warn
 
-# %% ../nbs/13_infer.ipynb #c077
+# %% ../nbs/13_infer.ipynb #c078
 NOTICE = 'Research use only. Not a medical device: not for diagnosis or treatment.'
 
 @dataclass
@@ -355,7 +355,7 @@ class Segmentation:
         notes = ''.join(f'\n- {w}' for w in self.warnings)
         return f'**{self.scan.source}**\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k,v in rows) + f'\n{notes}\n\n*{NOTICE}*'
 
-# %% ../nbs/13_infer.ipynb #c079
+# %% ../nbs/13_infer.ipynb #c080
 def dropped_warnings(
     found:np.ndarray, # Boolean, all that the network marked
     kept:np.ndarray, # Boolean, the mask
@@ -364,20 +364,24 @@ def dropped_warnings(
     n_kept,n_left = np.count_nonzero(kept), np.count_nonzero(found & ~kept)
     return [f'pieces of {n_left:,} voxels beside the outline were left out, as this model keeps only the main one: look whether there is a second lesion'] if n_left>.1*n_kept else []
 
-# %% ../nbs/13_infer.ipynb #c082
+# %% ../nbs/13_infer.ipynb #c083
+def _check_threshold(threshold):
+    "Refuse what is no probability."
+    if not 0<threshold<1: raise ConfigError(f"threshold={threshold} must lie between 0 and 1")
+
 @patch
 def at(self:Segmentation,
     threshold:float, # Above which a voxel is tumour
 )->Segmentation: # Everything that depends on the threshold made anew
     "The same probabilities, cut elsewhere."
-    if not 0<threshold<1: raise ConfigError(f"threshold={threshold} must lie between 0 and 1")
+    _check_threshold(threshold)
     mask = outline(self.prob, threshold=threshold, pieces=self.card.pieces)
     confidence = expected_dice(self.prob, mask)
     low = self.card.facts.get('low_confidence', LOW_CONFIDENCE)
     return replace(self, mask=mask, threshold=threshold, confidence=confidence, stats=lesion_stats(mask, self.scan.spacing_mm),
                    warnings=self.notes + mask_warnings(mask, self.scan, confidence, low=low) + dropped_warnings(self.prob>threshold, mask))
 
-# %% ../nbs/13_infer.ipynb #c085
+# %% ../nbs/13_infer.ipynb #c086
 def input_files(
     source, # What `read_scan` takes
 )->list: # Paths
@@ -390,7 +394,7 @@ def input_files(
     pictures = slice_files(source/'images' if (source/'images').is_dir() and not slice_files(source)[0] else source)[0]
     return volumes or pictures or sorted(f for f in source.rglob('*') if f.is_file() and not f.name.startswith('.'))
 
-# %% ../nbs/13_infer.ipynb #c088
+# %% ../nbs/13_infer.ipynb #c089
 @patch
 def segment(self:Segmenter,
     source, # A `Scan`, or what `read_scan` takes: a file, a folder of slices, NIfTI files, a DICOM folder
@@ -401,14 +405,14 @@ def segment(self:Segmenter,
     "Outline the tumour in a scan."
     start = time.perf_counter()
     threshold = self.card.threshold if threshold is None else threshold
-    if not 0<threshold<1: raise ConfigError(f"threshold={threshold} must lie between 0 and 1")
+    _check_threshold(threshold) # before the network runs
     scan,files = (source,[]) if isinstance(source, Scan) else (read_scan(source), input_files(source))
     prob,notes = self.prob(scan, flips=flips), scan_warnings(scan)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir(): scan.source = Path(source).absolute().name
     result = Segmentation(None, prob, scan, math.nan, {}, [], self.card, threshold, 0., files, notes).at(threshold)
     return replace(result, seconds=time.perf_counter()-start)
 
-# %% ../nbs/13_infer.ipynb #c094
+# %% ../nbs/13_infer.ipynb #c095
 _loaded = {}
 
 def segment(
@@ -427,7 +431,7 @@ def segment(
         _loaded[key] = Segmenter(card, threads=threads)
     return _loaded[key].segment(source, threshold=threshold, flips=flips)
 
-# %% ../nbs/13_infer.ipynb #c098
+# %% ../nbs/13_infer.ipynb #c099
 ORANGE = (230,159,0) # Of Okabe and Ito's colours: told from grey by everybody
 
 def overlay(
@@ -442,7 +446,7 @@ def overlay(
     alpha = np.where(boundary(mask), 1., fill*mask)[...,None]
     return (rgb*(1-alpha) + np.array(colour)*alpha).round().astype(np.uint8)
 
-# %% ../nbs/13_infer.ipynb #c100
+# %% ../nbs/13_infer.ipynb #c101
 def pick_slices(
     area_px, # Mask pixels of each slice
     n:int=12, # At most so many
@@ -452,7 +456,7 @@ def pick_slices(
     lo,hi = (max(found[0]-1, 0), min(found[-1]+1, len(area_px)-1)) if len(found) else (0, len(area_px)-1)
     return sorted({int(round(i)) for i in np.linspace(lo, hi, min(n, hi-lo+1))})
 
-# %% ../nbs/13_infer.ipynb #c102
+# %% ../nbs/13_infer.ipynb #c103
 def tiles(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`
@@ -473,7 +477,7 @@ def tiles(
         return Image.fromarray(overlay(image, outline>0))
     return [(k, draw(k)) for k in pick_slices(m.sum((1,2)), n)]
 
-# %% ../nbs/13_infer.ipynb #c105
+# %% ../nbs/13_infer.ipynb #c106
 def preview(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`
@@ -495,7 +499,7 @@ def preview(
     draw.text((4,rows*h+2), caption.encode('ascii', 'replace').decode(), fill=(180,180,180))
     return canvas
 
-# %% ../nbs/13_infer.ipynb #c109
+# %% ../nbs/13_infer.ipynb #c110
 @patch
 def report(self:Segmentation,
     case:str|None=None, # Name of the case; by default the name of the scan
@@ -510,7 +514,7 @@ def report(self:Segmentation,
         input=[dict(name=f.name, sha256=sha256_file(f)) for f in self.files], seconds=round(self.seconds, 3), warnings=self.warnings,
         neuroseg=neuroseg.__version__, notice=NOTICE)
 
-# %% ../nbs/13_infer.ipynb #c111
+# %% ../nbs/13_infer.ipynb #c112
 OURS = re.compile(r'mask\.nii\.gz|mask\.png|masks(/.+_mask\.png)?|preview\.png|report\.json')
 
 def replaceable(
@@ -522,7 +526,7 @@ def replaceable(
     except InputError: return False
     return ours and all(OURS.fullmatch(f.relative_to(folder).as_posix()) for f in folder.rglob('*'))
 
-# %% ../nbs/13_infer.ipynb #c114
+# %% ../nbs/13_infer.ipynb #c115
 @patch
 def save(self:Segmentation,
     folder, # Of this case; its parents are made if need be
@@ -541,7 +545,7 @@ def save(self:Segmentation,
         write_json(tmp/'report.json', said)
     return said
 
-# %% ../nbs/13_infer.ipynb #c120
+# %% ../nbs/13_infer.ipynb #c121
 @dataclass
 class Found:
     "One scan among the inputs."
@@ -553,7 +557,7 @@ def _found(source, path=None, name=None, notes=()):
     path = Path(source if path is None else path).absolute()
     return Found(source, (*path.parent.parts, name or (stem(path) if not path.is_dir() else path.name) or 'scan'), list(notes))
 
-# %% ../nbs/13_infer.ipynb #c122
+# %% ../nbs/13_infer.ipynb #c123
 SEQUENCE_LIKE = set().union(*SEQUENCE_WORDS.values()) | {'t2','t2w','adc','dwi'} # words that tell files of one patient apart
 
 def group_sequences(
@@ -571,7 +575,7 @@ def group_sequences(
         else: found.append(_found(known if len(known)>1 else known[0], known[0], name or parent.name, [f'not a known sequence, ignored: {f.name}' for f in fs if f not in known]))
     return found
 
-# %% ../nbs/13_infer.ipynb #c125
+# %% ../nbs/13_infer.ipynb #c126
 def expand(
     path:Path, # A file or folder that was given
     *,
@@ -591,7 +595,7 @@ def expand(
     whole = not folders or not depth or (path/'images').is_dir() or slice_files(path)[0] or any(is_dicom(f) for f in islice((f for f in path.rglob('*') if f.is_file()), 20))
     return [_found(path)] if whole else [f for p in folders for f in expand(p, skip=skip, depth=depth-1)]
 
-# %% ../nbs/13_infer.ipynb #c128
+# %% ../nbs/13_infer.ipynb #c129
 def case_names(
     found:list, # `Found`
 )->list: # One name each, all different
@@ -607,7 +611,7 @@ def case_names(
         if not longer: raise ConfigError(f"`{parts[clash[0]][-1]}` is given twice, or in two formats; give it once, since each scan writes to a folder of its name")
         for i in longer: depth[i] += 1
 
-# %% ../nbs/13_infer.ipynb #c131
+# %% ../nbs/13_infer.ipynb #c132
 def predict_case(
     segmenter:Segmenter,
     found:Found, # The scan
@@ -624,7 +628,7 @@ def predict_case(
     except NeurosegError as e: return dict(case=folder.name, error=str(e))
     except MemoryError: return dict(case=folder.name, error=f"`{folder.name}` needs more memory than there is; crop it, or close other programs")
 
-# %% ../nbs/13_infer.ipynb #c135
+# %% ../nbs/13_infer.ipynb #c136
 def predict_cases(
     inputs, # A path or many: slices, folders of slices, NIfTI volumes, DICOM folders, folders of these
     out, # Folder for the results; one folder a case is made in it

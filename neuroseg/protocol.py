@@ -7,13 +7,12 @@ Docs: https://neuroseg.github.io/neuroseg/protocol.html.md"""
 # %% auto #0
 __all__ = ['UNITS', 'EMPTY_RULES', 'unit_of', 'unit_scores', 'score_table', 'neighbouring_masks', 'mean_lesion']
 
-# %% ../nbs/26_protocol.ipynb #c002
+# %% ../nbs/26_protocol.ipynb #c003
 import numpy as np
 
 from .core import ConfigError, ShapeError
-from .metrics import dice
 
-# %% ../nbs/26_protocol.ipynb #c005
+# %% ../nbs/26_protocol.ipynb #c006
 UNITS = ('batch of 8', 'batch of 16', 'batch of 32', 'slice', 'tumour slice', 'patient', 'all pixels')
 
 def unit_of(
@@ -28,7 +27,7 @@ def unit_of(
     if unit=='patient': return np.unique(patients, return_inverse=True)[1]
     return np.zeros(n, int) if unit=='all pixels' else np.arange(n)
 
-# %% ../nbs/26_protocol.ipynb #c008
+# %% ../nbs/26_protocol.ipynb #c009
 def unit_scores(
     prob:np.ndarray, # Probabilities, or a mask `(N,Y,X)`
     true:np.ndarray, # Shares of tumour in [0, 1], or a mask, same shape
@@ -49,7 +48,7 @@ def unit_scores(
     with np.errstate(invalid='ignore', divide='ignore'): scores = np.where(is_empty, empty, 2*both/alone)
     return np.where(total(there)>0, scores, np.nan) if unit=='tumour slice' else scores
 
-# %% ../nbs/26_protocol.ipynb #c013
+# %% ../nbs/26_protocol.ipynb #c014
 EMPTY_RULES = {'counts 1': 1., 'counts 0': 0., 'left out': float('nan')} # What two empty masks count
 
 def score_table(
@@ -63,14 +62,15 @@ def score_table(
     "One prediction under every unit and every rule for empty masks."
     rows = []
     for unit in UNITS:
+        without,all_of_them = (unit_scores(prob, true, patients, unit=unit, empty=e, soft=soft) for e in (np.nan, 1.))
+        is_empty = np.isnan(without) & ~np.isnan(all_of_them)
         for rule,value in EMPTY_RULES.items():
-            scores = unit_scores(prob, true, patients, unit=unit, empty=value, soft=soft)
-            without = unit_scores(prob, true, patients, unit=unit, empty=np.nan, soft=soft)
+            scores = np.where(is_empty, value, without)
             counted = ~np.isnan(scores)
-            rows.append(labels | dict(unit=unit, empty=rule, dice=float(scores[counted].mean()) if counted.any() else None, n=int(counted.sum()), n_empty=int((counted & np.isnan(without)).sum())))
+            rows.append(labels | dict(unit=unit, empty=rule, dice=float(scores[counted].mean()) if counted.any() else None, n=int(counted.sum()), n_empty=int((is_empty & counted).sum())))
     return rows
 
-# %% ../nbs/26_protocol.ipynb #c017
+# %% ../nbs/26_protocol.ipynb #c018
 def neighbouring_masks(
     masks:np.ndarray, # All masks `(N,Y,X)`, in the order of cases and slices, values in [0, 1]
     case_of:np.ndarray, # Number of the case of each `(N,)`
@@ -88,7 +88,7 @@ def neighbouring_masks(
         guess[k] = np.tensordot(weight/weight.sum(), masks[at].astype(np.float32), 1)
     return guess
 
-# %% ../nbs/26_protocol.ipynb #c020
+# %% ../nbs/26_protocol.ipynb #c021
 def mean_lesion(
     masks:np.ndarray, # Masks that were learnt from `(N,Y,X)`, values in [0, 1]
 )->np.ndarray: # `(Y,X)`, boolean

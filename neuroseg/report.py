@@ -10,7 +10,7 @@ __all__ = ['RECORD', 'SUMMARIES', 'PAGE', 'ABOUT', 'find_repo', 'studies', 'find
            'nbformat_of', 'to_html', 'library', 'code_hash', 'is_current', 'kernel_environment', 'why', 'execute',
            'run_study', 'leaves', 'drift', 'tolerances', 'reproduce', 'kept_runs', 'write_index', 'figures']
 
-# %% ../nbs/16_report.ipynb #c002
+# %% ../nbs/16_report.ipynb #c003
 import ast, contextlib, fnmatch, hashlib, json, os, re, shutil, subprocess, sys, tempfile
 from collections import Counter
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from . import core
-from .core import (ConfigError, InputError, NeurosegError, OutputError, RunError, atomic_dir, atomic_path, cache_dir, data_dir, git_commit, hash_files, jsonable,
+from .core import (ConfigError, InputError, NeurosegError, OutputError, RunError, atomic_dir, atomic_path, cache_dir, data_dir, flat, git_commit, hash_files, jsonable,
                            need, read_json, record_run, write_json)
 from .evaluate import compare, write_rows
 from .metrics import keras_evaluate, summarise
@@ -26,7 +26,7 @@ from .phantom import write_phantom_lgg
 from .splits import FOLDS, SEALED
 from .viz import FIGURES, draw, table
 
-# %% ../nbs/16_report.ipynb #c005
+# %% ../nbs/16_report.ipynb #c006
 def find_repo(
     start=None, # A folder in the repository; None: the working folder, then the folder of this library
 )->Path: # The folder that holds `nbs/studies` and `reports`
@@ -36,7 +36,7 @@ def find_repo(
         if (folder/'nbs'/'studies').is_dir(): return folder
     raise RunError('studies live in the repository, not in the installed library: clone it, go into its folder and run the command there')
 
-# %% ../nbs/16_report.ipynb #c010
+# %% ../nbs/16_report.ipynb #c011
 def studies(
     root=None, # As `find_repo` takes it
 )->dict: # Name, such as '20_exploration', to notebook
@@ -54,7 +54,7 @@ def find_study(
     if len(fits)!=1: raise ConfigError(f"there is no study {name!r}; choose one of {', '.join(known) or 'none'}")
     return fits[0]
 
-# %% ../nbs/16_report.ipynb #c013
+# %% ../nbs/16_report.ipynb #c014
 def study_params(
     name:str, # As `find_study` takes it
     profile:str, # 'smoke', 'cpu' or 'gpu'
@@ -70,7 +70,7 @@ def study_params(
     if profile not in profiles: raise ConfigError(f"study {notebook.stem} has no profile {profile!r}; choose one of {', '.join(profiles)}")
     return profiles[profile] or {}
 
-# %% ../nbs/16_report.ipynb #c016
+# %% ../nbs/16_report.ipynb #c017
 def parameters_of(
     notebook:Path, # A study
 )->list: # Names that its `parameters` cell assigns
@@ -89,7 +89,7 @@ def check_params(
     wrong = sorted(set(params)-set(known))
     if wrong: raise ConfigError(f"`{notebook.name}` has no parameter {', '.join(map(repr, wrong))}; choose from {', '.join(known)}")
 
-# %% ../nbs/16_report.ipynb #c020
+# %% ../nbs/16_report.ipynb #c021
 class StudyRun:
     "The results of a study while it runs: a folder that fills, and the record of what made it."
     def __init__(self,
@@ -108,7 +108,7 @@ class StudyRun:
         self.record = self._recording.enter_context(record_run(params))
     def __repr__(self): return f'StudyRun({self.study!r}, {self.profile!r}): ' + ', '.join(sorted(p.name for p in self.folder.iterdir()))
 
-# %% ../nbs/16_report.ipynb #c023
+# %% ../nbs/16_report.ipynb #c024
 @patch
 def cohort(self:StudyRun,
     path=None, # Folder of a cohort; None: by the profile
@@ -121,7 +121,7 @@ def cohort(self:StudyRun,
     if path is not None or self.profile!='smoke': return data_dir(name, path)
     return write_phantom_lgg(self.scratch, n_patients=n_patients, **kwargs)
 
-# %% ../nbs/16_report.ipynb #c026
+# %% ../nbs/16_report.ipynb #c027
 @patch
 def table(self:StudyRun,
     name:str, # Without `.csv`
@@ -131,7 +131,7 @@ def table(self:StudyRun,
     write_rows(self.folder/f'{name}.csv', jsonable(rows))
     return table(self.folder, name)
 
-# %% ../nbs/16_report.ipynb #c029
+# %% ../nbs/16_report.ipynb #c030
 @patch
 def panel(self:StudyRun,
     name:str, # Without `.png`
@@ -144,7 +144,7 @@ def panel(self:StudyRun,
     self._shown = [r for r in self._shown if r['panel']!=name] + [dict(panel=name, label=label)]
     write_rows(self.folder/'panels.csv', self._shown)
 
-# %% ../nbs/16_report.ipynb #c032
+# %% ../nbs/16_report.ipynb #c033
 @patch
 def figure(self:StudyRun,
     name:str, # A figure of the study in `viz.FIGURES`
@@ -152,7 +152,7 @@ def figure(self:StudyRun,
     "Draw a figure from what is stored, store it, show it."
     return need('IPython.display', extra='reproduce').Image(data=draw(self.folder, self.study, name).read_bytes(), alt=name.replace('_', ' '))
 
-# %% ../nbs/16_report.ipynb #c037
+# %% ../nbs/16_report.ipynb #c038
 def _exploration(run):
     "Numbers of study 20."
     p, s, integrity = (table(run, name) for name in ('patients', 'slices', 'integrity'))
@@ -184,7 +184,7 @@ def _answer(n):
             f"Grey levels are no unit: the median of FLAIR within the head is {light['min']} in one patient and {light['max']} in another, so each scan has to be brought to a common range. "
             f"The folds hold {min(per_fold)} to {max(per_fold)} patients each. The files carry no millimetres: sizes here are in pixels, and no volume in mL can be given.")
 
-# %% ../nbs/16_report.ipynb #c040
+# %% ../nbs/16_report.ipynb #c041
 def _thesis(run):
     "Numbers of study 21."
     batches, patients, history, split = (table(run, name) for name in ('batches', 'patients', 'history', 'split'))
@@ -207,7 +207,7 @@ def _thesis(run):
         "So a score of this kind, by itself, says little about a patient the network has not seen.")
     return n
 
-# %% ../nbs/16_report.ipynb #c043
+# %% ../nbs/16_report.ipynb #c044
 def _protocol_audit(run):
     "Numbers of study 22."
     scores, splits, choices = (table(run, name) for name in ('scores', 'splits', 'choices'))
@@ -239,7 +239,7 @@ def _audit_answer(n):
         f"predicting nothing at all scores {blind['slices at random']['nothing']['slice']:.3f} where slices are averaged and two empty masks count 1. "
         f"Patient by patient, on the scanner's grid, after the last epoch, the second network's mean is {b['honest']:.3f}. So a Dice is comparable to another only when split, unit, rule for empty masks, grid and choice of the epoch are the same, and of these the split matters for what a hospital wants to know.")
 
-# %% ../nbs/16_report.ipynb #c045
+# %% ../nbs/16_report.ipynb #c046
 def error_kind(
     precision:float, # Share of the outline that is tumour
     recall:float, # Share of the tumour that is outlined
@@ -247,10 +247,11 @@ def error_kind(
     pred_px:int=1, # Voxels outlined; an outline of nothing is a miss
 )->str: # 'missed', 'over-marked', 'elsewhere' or 'borders'
     "What is mostly wrong with an outline, in a word."
-    if precision>=.5 or precision==recall==0 and not pred_px: return 'borders' if recall>=.5 else 'missed'
+    if not pred_px: return 'missed'
+    if precision>=.5: return 'borders' if recall>=.5 else 'missed'
     return 'over-marked' if recall>=.5 else 'elsewhere'
 
-# %% ../nbs/16_report.ipynb #c048
+# %% ../nbs/16_report.ipynb #c049
 RECORD = dict(mean=.836, median=.873) # Best credible patient-level Dice of this data set: its authors' repository, cross-validation over all 110 patients
 
 def _learner(run):
@@ -290,7 +291,7 @@ def _learner_answer(n):
         + (f"{low} patient{'s' if low!=1 else ''} below 0.7 {'decide' if low!=1 else 'decides'} much of the mean (by what is mostly wrong: {kinds}). " if low else '')
         + f"The worst scores {n['worst'][0]['dice']:.2f}: a lesion of {n['worst'][0]['true_px']:,} voxels, {n['worst'][0]['recall']:.0%} of it found, {n['worst'][0]['precision']:.0%} of the outline tumour.")
 
-# %% ../nbs/16_report.ipynb #c051
+# %% ../nbs/16_report.ipynb #c052
 def _speed(run):
     "Numbers of study 29."
     paces, quick, unseen, patients = (table(run, name) for name in ('pace', 'thesis_protocol', 'unseen', 'patients'))
@@ -310,7 +311,7 @@ def _speed(run):
         "The first figure is quickly had because its protocol scores slices whose neighbours were learnt from; the second is what a new patient may expect.")
     return n
 
-# %% ../nbs/16_report.ipynb #c053
+# %% ../nbs/16_report.ipynb #c054
 def _ablations(run):
     "Numbers of study 24."
     found, base, arms = (table(run, name) for name in ('differences', 'base', 'arms'))
@@ -325,7 +326,7 @@ def _ablations(run):
         + (f": {', '.join(worse)}" if worse else '') + f"; {len(better)} raise it" + (f": {', '.join(better)}" if better else '') + f". For the other {len(own)-len(sure)} the 95 % interval over patients includes zero: these patients do not tell. The intervals are over patients; another seed would add to them, and of so many one or two miss by chance. All trainings together took {n['minutes']/60:.1f} hours on two CPU cores.")
     return n
 
-# %% ../nbs/16_report.ipynb #c055
+# %% ../nbs/16_report.ipynb #c056
 def _deployment(run):
     "Numbers of study 28."
     cold, parts, warm, variants = (table(run, name) for name in ('cold', 'parts', 'warm', 'variants'))
@@ -341,10 +342,10 @@ def _deployment(run):
         f"({small['gain_lo']:+.3f} to {small['gain_hi']:+.3f}); leaving out the mirrored view changes it by {single['gain']:+.3f} ({single['gain_lo']:+.3f} to {single['gain_hi']:+.3f}), at {single['slices_per_s']:.0f} slices a second.")
     return n
 
-# %% ../nbs/16_report.ipynb #c057
+# %% ../nbs/16_report.ipynb #c058
 SUMMARIES = {'20_exploration': _exploration, '21_thesis': _thesis, '22_protocol_audit': _protocol_audit, '23_learner': _learner, '24_ablations': _ablations, '28_deployment': _deployment, '29_speed_run': _speed} # study -> its numbers, from the folder of a run
 
-# %% ../nbs/16_report.ipynb #c060
+# %% ../nbs/16_report.ipynb #c061
 def summary(
     folder, # Of a run
     study:str|None=None, # Its study; None: as `run.json` says
@@ -354,7 +355,7 @@ def summary(
     if study not in SUMMARIES: raise ConfigError(f"study {study} has no entry in `report.SUMMARIES`; add the function that computes its numbers from its tables")
     return jsonable(SUMMARIES[study](folder))
 
-# %% ../nbs/16_report.ipynb #c062
+# %% ../nbs/16_report.ipynb #c063
 @patch
 def finish(self:StudyRun,
     data_hash:str|None=None, # Fingerprint of the data, as `cases.verify` gives it
@@ -367,7 +368,7 @@ def finish(self:StudyRun,
     write_json(self.folder/'run.json', jsonable(self.record) | dict(study=self.study, profile=self.profile))
     return found
 
-# %% ../nbs/16_report.ipynb #c066
+# %% ../nbs/16_report.ipynb #c067
 def own_paths(
     root:Path, # Of the repository
     folders:dict|None=None, # More paths, and what is written instead
@@ -391,7 +392,7 @@ def scrub(
     text = re.sub(r'(?:/home|/Users|\b[A-Za-z]:[/\\]+Users)[/\\]+[^/\\\s\'"`:,)]+', '~', text)
     return re.sub(r'ipykernel_\d+[/\\]+\d+\.py', 'cell', text)
 
-# %% ../nbs/16_report.ipynb #c069
+# %% ../nbs/16_report.ipynb #c070
 def scrub_all(
     obj, # Strings in lists and dicts
     paths:dict, # From `own_paths`
@@ -415,7 +416,7 @@ def nbformat_of(obj): # Dicts and lists
     "A notebook of plain values."
     return need('nbformat', extra='reproduce').from_dict(obj)
 
-# %% ../nbs/16_report.ipynb #c071
+# %% ../nbs/16_report.ipynb #c072
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
 body{{max-width:52rem;margin:2rem auto;padding:0 1rem;font:16px/1.6 system-ui,sans-serif;color:#222;background:#fff}}
@@ -434,7 +435,7 @@ def to_html(
     css = need('pygments.formatters', extra='reproduce').HtmlFormatter(style='friendly').get_style_defs('.highlight')
     return PAGE.format(title=heading[1] if heading else 'study', css=css, body=exporter.from_notebook_node(nb)[0])
 
-# %% ../nbs/16_report.ipynb #c075
+# %% ../nbs/16_report.ipynb #c076
 def library(
     root:Path, # Of a repository
 )->Path: # Folder of modules
@@ -462,7 +463,7 @@ def is_current(
     record = read_json(file)
     return record.get('code')==code and all(record['params'].get(k, v)==v for k,v in jsonable(params).items())
 
-# %% ../nbs/16_report.ipynb #c078
+# %% ../nbs/16_report.ipynb #c079
 @contextlib.contextmanager
 def _environment(**values):
     "Environment variables for the kernels started inside."
@@ -481,7 +482,7 @@ def kernel_environment(
     return dict(PYTHONPATH=os.pathsep.join(filter(None, [str(folder.parent), os.environ.get('PYTHONPATH')])),
                 PYTHONWARNINGS=os.environ.get('PYTHONWARNINGS') or 'ignore::DeprecationWarning,ignore::FutureWarning')
 
-# %% ../nbs/16_report.ipynb #c080
+# %% ../nbs/16_report.ipynb #c081
 @contextlib.contextmanager
 def _hushed(name):
     "A logger that says nothing: what it would say, we say in one sentence."
@@ -492,7 +493,7 @@ def _hushed(name):
     try: yield
     finally: log.setLevel(before)
 
-# %% ../nbs/16_report.ipynb #c083
+# %% ../nbs/16_report.ipynb #c084
 def why(
     e:Exception, # From papermill
     study:str, # Name
@@ -509,7 +510,7 @@ def why(
     if isinstance(kind, type) and issubclass(kind, NeurosegError): return kind(f"study {study}: {first}")
     return RunError(f"study {study} stopped in cell [{e.exec_count}] `{e.source.strip().splitlines()[0]}`: {e.ename}: {first}")
 
-# %% ../nbs/16_report.ipynb #c087
+# %% ../nbs/16_report.ipynb #c088
 def execute(
     notebook:Path, # A study
     folder:Path, # Gets notebook.ipynb
@@ -530,7 +531,7 @@ def execute(
     except (papermill.PapermillExecutionError, dead) as e: raise why(e, notebook.stem, nbformat.read(file, as_version=4).cells) from None
     return nbformat.read(file, as_version=4)
 
-# %% ../nbs/16_report.ipynb #c089
+# %% ../nbs/16_report.ipynb #c090
 def _store(nb, folder, name, paths):
     "Write a notebook fit to be published."
     with atomic_path(folder/name) as tmp: need('nbformat', extra='reproduce').write(publishable(nb, paths), tmp)
@@ -546,7 +547,7 @@ def _seal(folder, nb, params, code, paths):
     page = to_html(need('nbformat', extra='reproduce').read(folder/'notebook.ipynb', as_version=4))
     with atomic_path(folder/'notebook.html') as tmp: tmp.write_text(page, encoding='utf-8', newline='\n')
 
-# %% ../nbs/16_report.ipynb #c092
+# %% ../nbs/16_report.ipynb #c093
 def run_study(
     name:str, # As `find_study` takes it
     profile:str='smoke', # Of its `params.yml`
@@ -575,15 +576,12 @@ def _keep(tmp, failed, paths):
     "Save the notebook of a failed run, as far as it got, for whoever has to find out why."
     if (tmp/'notebook.ipynb').is_file(): _store(need('nbformat', extra='reproduce').read(tmp/'notebook.ipynb', as_version=4), failed, 'failed.ipynb', paths)
 
-# %% ../nbs/16_report.ipynb #c099
+# %% ../nbs/16_report.ipynb #c100
 def leaves(
-    found, # A summary: numbers in dicts and lists
-    at:str='', # Where in it
+    found:dict, # A summary: numbers in dicts and lists
 )->dict: # 'all sequences.scores.dice.mean' to its number; None where a value is missing
     "The numbers of a summary, by their paths."
-    parts = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else None
-    if parts is not None: return {k: v for name,x in parts for k,v in leaves(x, f'{at}.{name}' if at else str(name)).items()}
-    return {at: found} if found is None or isinstance(found, (int,float)) and not isinstance(found, bool) else {}
+    return {k: v for k,v in flat(found, lists=True).items() if v is None or isinstance(v, (int,float)) and not isinstance(v, bool)}
 
 def drift(
     before:dict, # A stored summary
@@ -599,7 +597,7 @@ def drift(
         if not same and allowed is not None: found.append(dict(path=path, before=a, after=b, tolerance=allowed))
     return found
 
-# %% ../nbs/16_report.ipynb #c102
+# %% ../nbs/16_report.ipynb #c103
 def tolerances(
     root=None, # As `find_repo` takes it
 )->dict: # Study to rules for `drift`
@@ -613,7 +611,7 @@ def tolerances(
     if wrong: raise ConfigError(f"`tolerances.yml`: the rules of {', '.join(wrong)} are not patterns with a number or null each")
     return said
 
-# %% ../nbs/16_report.ipynb #c105
+# %% ../nbs/16_report.ipynb #c106
 def reproduce(
     names=None, # Studies; None: all that have the profile
     profile:str='smoke', # Of their `params.yml`
@@ -651,7 +649,7 @@ def _profiles(study, root): # Empty if there is no params.yml
     file = root/'reports'/study/'params.yml'
     return need('yaml', extra='reproduce').safe_load(file.read_text(encoding='utf-8')) or {} if file.is_file() else {}
 
-# %% ../nbs/16_report.ipynb #c106
+# %% ../nbs/16_report.ipynb #c107
 def kept_runs(
     root, # Of the repository
 )->list[Path]: # Their folders, reports/<study>/<profile>
@@ -659,7 +657,7 @@ def kept_runs(
     runs = (f.parent for f in (Path(root)/'reports').glob('*/*/run.json'))
     return sorted(r for r in runs if r.name not in ('smoke','gpu') and not r.name.startswith(('.','private')))
 
-# %% ../nbs/16_report.ipynb #c108
+# %% ../nbs/16_report.ipynb #c109
 ABOUT = """# Reports
 
 What the studies in `nbs/studies` found. Each row is one run: the notebook as it ran, its tables, the figures drawn from them, and
@@ -692,7 +690,7 @@ def write_index(
     with atomic_path(root/'reports'/'README.md') as tmp: tmp.write_text(text, encoding='utf-8', newline='\n')
     return root/'reports'/'README.md'
 
-# %% ../nbs/16_report.ipynb #c112
+# %% ../nbs/16_report.ipynb #c113
 def figures(
     names=None, # Studies; None: all
     *,

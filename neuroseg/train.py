@@ -11,7 +11,7 @@ __all__ = ['LOSSES', 'OPTIMIZERS', 'CHOICES', 'THESIS_RECIPE', 'FORMER', 'LRFoun
            'save_checkpoint', 'checkpoint_meta', 'load_checkpoint', 'write_history', 'read_history', 'Checkpoint',
            'resume', 'finished', 'hand_out', 'train', 'ZeroMean', 'dynamic_unet']
 
-# %% ../nbs/11_train.ipynb #c002
+# %% ../nbs/11_train.ipynb #c003
 import csv, json
 import time
 from collections import namedtuple
@@ -37,7 +37,7 @@ from .losses import DiceBCELoss, MixedDiceBCELoss, SliceTverskyBCELoss, ThesisDi
 from .models import build_model, lite0_encoder, register
 from .prep import Prep
 
-# %% ../nbs/11_train.ipynb #c009
+# %% ../nbs/11_train.ipynb #c010
 LOSSES = {'dice_bce': DiceBCELoss, 'mixed_dice_bce': MixedDiceBCELoss, 'thesis': ThesisDiceLoss, 'slice_dice_bce': SliceTverskyBCELoss,
           'slice_tversky_bce': partial(SliceTverskyBCELoss, missed=.7, wrong=.3)}
 OPTIMIZERS = {'adamw': torch.optim.AdamW, 'adam': torch.optim.Adam}
@@ -79,18 +79,18 @@ class TrainConfig:
         if min(self.epochs, self.bs, self.valid_bs)<1: raise ConfigError(f"TrainConfig: epochs {self.epochs}, bs {self.bs}, valid_bs {self.valid_bs}; expected at least 1 of each")
         if not (0<self.threshold<1 and 0<=self.pieces<=1): raise ConfigError(f"TrainConfig: threshold {self.threshold}, pieces {self.pieces}; expected a threshold between 0 and 1 and a share from 0 to 1")
 
-# %% ../nbs/11_train.ipynb #c013
+# %% ../nbs/11_train.ipynb #c014
 THESIS_RECIPE = TrainConfig(model='thesis', pretrained=False, n_in=1, prep=Prep(size_px=128, context=0), loss='thesis', optimizer='adam', schedule='flat',
     lr=1e-4, wd=0., epochs=50, bs=16, sampling='all', augment=None, ema=None, keep='best', patience=5, eps=1e-7, valid_bs=16, drop_last=False, threshold=.5, pieces=0.)
 
-# %% ../nbs/11_train.ipynb #c015
+# %% ../nbs/11_train.ipynb #c016
 def config_dict(
     cfg:TrainConfig
 )->dict: # JSON-ready
     "The configuration as plain values."
     return asdict(cfg)
 
-# %% ../nbs/11_train.ipynb #c017
+# %% ../nbs/11_train.ipynb #c018
 def _build(cls, values, what):
     "An object of a dataclass from plain values; unknown names are refused."
     known = [f.name for f in fields(cls)]
@@ -108,7 +108,7 @@ def config_from(
     if isinstance(d.get('augment'), dict): d['augment'] = _build(Augment, d['augment'], 'setting of augment')
     return _build(TrainConfig, d, 'setting')
 
-# %% ../nbs/11_train.ipynb #c020
+# %% ../nbs/11_train.ipynb #c021
 FORMER = dict(threshold=.5, pieces=0.) # What held before a setting existed
 
 def stored_config(
@@ -118,7 +118,7 @@ def stored_config(
     if isinstance(d.get('augment'), dict): d = d | dict(augment=dict(paste=0.) | d['augment'])
     return config_from(FORMER | d)
 
-# %% ../nbs/11_train.ipynb #c022
+# %% ../nbs/11_train.ipynb #c023
 def config_diff(
     a:TrainConfig, # One
     b:TrainConfig, # Another
@@ -126,7 +126,7 @@ def config_diff(
     "What sets two configurations apart."
     return {f.name: (getattr(a,f.name), getattr(b,f.name)) for f in fields(TrainConfig) if getattr(a,f.name)!=getattr(b,f.name)}
 
-# %% ../nbs/11_train.ipynb #c025
+# %% ../nbs/11_train.ipynb #c026
 class SliceLoader(DataLoader):
     "fastai's DataLoader over a `SliceSet`: whole batches from memory, draws fixed by seed and epoch."
     def __init__(self, s:SliceSet, cfg:TrainConfig, train:bool, bs:int=None):
@@ -147,7 +147,7 @@ class SliceLoader(DataLoader):
         return x.contiguous(memory_format=torch.channels_last), y
     def new(self, dataset=None, cls=None, **kwargs): return SliceLoader(self.s, self.cfg, False, self.bs)
 
-# %% ../nbs/11_train.ipynb #c032
+# %% ../nbs/11_train.ipynb #c033
 class PooledDice(Metric):
     "Dice of thresholded masks over all pixels of the set: the same whatever the batch size."
     def __init__(self, threshold:float=.5): self.threshold = threshold
@@ -161,7 +161,7 @@ class PooledDice(Metric):
     @property
     def name(self): return 'pooled_dice'
 
-# %% ../nbs/11_train.ipynb #c036
+# %% ../nbs/11_train.ipynb #c037
 class ThesisDice(Metric):
     "The thesis' metric: soft Dice pooled within a batch, then the plain mean over batches, as Keras reports it."
     def reset(self): self.values = []
@@ -173,7 +173,7 @@ class ThesisDice(Metric):
     @property
     def name(self): return 'thesis_dice'
 
-# %% ../nbs/11_train.ipynb #c041
+# %% ../nbs/11_train.ipynb #c042
 class EpochSeed(Callback):
     "Seed every epoch by its number, so that a resumed run draws what the uninterrupted one drew."
     order = -20
@@ -182,7 +182,7 @@ class EpochSeed(Callback):
         seed_everything(self.seed*100_003 + self.epoch)
         self.dls.train.epoch = self.epoch
 
-# %% ../nbs/11_train.ipynb #c044
+# %% ../nbs/11_train.ipynb #c045
 class BFloat16(Callback):
     "Run the network in bfloat16 where it is safe; the loss stays in float32."
     ctx = None
@@ -197,7 +197,7 @@ class BFloat16(Callback):
         if self.ctx: self.ctx.__exit__(None, None, None)
         self.ctx = None
 
-# %% ../nbs/11_train.ipynb #c047
+# %% ../nbs/11_train.ipynb #c048
 class WeightAverage(Callback):
     "Exponential average of the weights (Polyak & Juditsky 1992), used for validation and handed out at the end."
     order = 40
@@ -214,7 +214,7 @@ class WeightAverage(Callback):
             if a.dtype.is_floating_point: a.lerp_(v.detach(), 1-d)
             else: a.copy_(v)
 
-# %% ../nbs/11_train.ipynb #c050
+# %% ../nbs/11_train.ipynb #c051
 @patch
 def swap(self:WeightAverage):
     "Exchange the average and the weights in training."
@@ -230,7 +230,7 @@ def before_validate(self:WeightAverage):
 def after_validate(self:WeightAverage):
     if self.swapped: self.swap()
 
-# %% ../nbs/11_train.ipynb #c053
+# %% ../nbs/11_train.ipynb #c054
 def make_learner(
     cfg:TrainConfig,
     train_set:SliceSet,
@@ -251,7 +251,7 @@ def make_learner(
     if cfg.precision=='bfloat16': cbs.append(BFloat16())
     return Learner(dls, model, LOSSES[cfg.loss](), opt_func=opt, lr=cfg.lr, wd=cfg.wd, metrics=[PooledDice(), ThesisDice()], cbs=cbs)
 
-# %% ../nbs/11_train.ipynb #c058
+# %% ../nbs/11_train.ipynb #c059
 LRFound = namedtuple('LRFound', 'lr lrs losses')
 
 def find_lr(
@@ -269,7 +269,7 @@ def find_lr(
         found = learn.lr_find(start_lr=lr_from, end_lr=lr_to, num_it=n_steps, show_plot=False)
     return LRFound(found.valley, np.array(learn.recorder.lrs), np.array([float(l) for l in learn.recorder.losses]))
 
-# %% ../nbs/11_train.ipynb #c063
+# %% ../nbs/11_train.ipynb #c064
 def save_weights(
     learn:Learner,
     path:Path, # `.safetensors`
@@ -279,7 +279,7 @@ def save_weights(
     w = learn.weight_average.avg if hasattr(learn,'weight_average') else learn.model.state_dict()
     with atomic_path(path) as tmp: tmp.write_bytes(st.save({k:v.detach().cpu().contiguous() for k,v in w.items()}))
 
-# %% ../nbs/11_train.ipynb #c067
+# %% ../nbs/11_train.ipynb #c068
 @contextmanager
 def _opening(path, is_what):
     "Turn what a damaged or foreign safetensors file raises into one sentence."
@@ -300,7 +300,7 @@ def load_weights(
     model.load_state_dict(w)
     return model.eval()
 
-# %% ../nbs/11_train.ipynb #c070
+# %% ../nbs/11_train.ipynb #c071
 def learner_state(
     learn:Learner,
 )->dict: # Name to tensor
@@ -310,7 +310,7 @@ def learner_state(
     if hasattr(learn, 'weight_average'): out |= {f'avg.{k}':v for k,v in learn.weight_average.avg.items()}
     return {k:v.detach().cpu().contiguous() for k,v in out.items()}
 
-# %% ../nbs/11_train.ipynb #c074
+# %% ../nbs/11_train.ipynb #c075
 def save_checkpoint(
     learn:Learner,
     path:Path, # `.safetensors`
@@ -321,14 +321,14 @@ def save_checkpoint(
     if hasattr(learn, 'weight_average'): meta = {**meta, 'avg_n':learn.weight_average.n}
     with atomic_path(path) as tmp: tmp.write_bytes(st.save(learner_state(learn), metadata={'run':json.dumps(meta)}))
 
-# %% ../nbs/11_train.ipynb #c076
+# %% ../nbs/11_train.ipynb #c077
 def checkpoint_meta(
     path:Path, # `.safetensors` written by `save_checkpoint`
 )->dict: # Its facts
     "What a checkpoint says about itself, without loading a tensor."
     with _opening(path, 'a checkpoint') as st, st.safe_open(path, 'pt') as f: return json.loads(f.metadata()['run'])
 
-# %% ../nbs/11_train.ipynb #c078
+# %% ../nbs/11_train.ipynb #c079
 def _like(v, ref):
     "`v` with the device and memory layout of `ref`, so that arithmetic runs in the same order as before."
     return torch.empty_like(ref, dtype=v.dtype).copy_(v) if v.shape==ref.shape else v
@@ -354,7 +354,7 @@ def load_checkpoint(
     if hasattr(learn, 'weight_average'): learn.weight_average.avg,learn.weight_average.n = {k:_like(v, weights[k]) for k,v in part('avg.').items()},meta['avg_n']
     return meta
 
-# %% ../nbs/11_train.ipynb #c080
+# %% ../nbs/11_train.ipynb #c081
 def write_history(
     path:Path, # `history.csv`
     rows:list, # One dict an epoch
@@ -371,7 +371,7 @@ def read_history(
     except OSError as e: raise InputError(f"`{Path(path).name}` cannot be read; expected the log of a training in `{Path(path).parent.name}`") from e
     return [{k: int(v) if k=='epoch' else float(v) for k,v in row.items()} for row in csv.DictReader(text.splitlines())]
 
-# %% ../nbs/11_train.ipynb #c082
+# %% ../nbs/11_train.ipynb #c083
 class Checkpoint(Callback):
     "After each epoch: one row of history.csv, a checkpoint to resume from, the best weights, and early stopping."
     order = 60
@@ -389,7 +389,7 @@ class Checkpoint(Callback):
         names,values = self.recorder.metric_names[1:-1], self.recorder.log[1:]
         return {'epoch':self.epoch, **dict(zip(names, map(float,values))), 'train_s':round(self.train_s,1)}
 
-# %% ../nbs/11_train.ipynb #c085
+# %% ../nbs/11_train.ipynb #c086
 @patch
 def after_epoch(self:Checkpoint):
     if self.epoch<self.start: return # fastai runs through the finished epochs without training
@@ -406,7 +406,7 @@ def after_epoch(self:Checkpoint):
         'smooth':[mean.count, float(mean.val)], 'config':config_dict(self.cfg), 'data':self.data})
     if self.cfg.patience and self.epoch-self.best['epoch']>=self.cfg.patience: raise CancelFitException
 
-# %% ../nbs/11_train.ipynb #c092
+# %% ../nbs/11_train.ipynb #c093
 def resume(
     learn:Learner, # As `make_learner` makes it
     folder:Path, # Of the run
@@ -423,7 +423,7 @@ def resume(
     if meta.get('data') not in (None, data): raise RunError(f"train: `{path.parent.name}` holds a checkpoint of a training on other slices; choose another folder or delete it")
     return load_checkpoint(learn, path)
 
-# %% ../nbs/11_train.ipynb #c095
+# %% ../nbs/11_train.ipynb #c096
 def finished(
     meta:dict|None, # Facts of a checkpoint
     cfg:TrainConfig,
@@ -432,7 +432,7 @@ def finished(
     if not meta: return False
     return meta['next_epoch']>=cfg.epochs or bool(cfg.patience and meta['next_epoch']-1-meta['best']['epoch']>=cfg.patience)
 
-# %% ../nbs/11_train.ipynb #c097
+# %% ../nbs/11_train.ipynb #c098
 def hand_out(
     learn:Learner,
     folder:Path, # Of the run
@@ -446,7 +446,7 @@ def hand_out(
     learn.model.eval()
     return learn
 
-# %% ../nbs/11_train.ipynb #c100
+# %% ../nbs/11_train.ipynb #c101
 @contextmanager
 def _quiet(learn, progress):
     "No bars and rows if not wanted; an error of ours without fastai's remark on the callback; no autocast left open."
@@ -483,7 +483,7 @@ def train(
         with _quiet(learn, progress): fit(cfg.epochs, cfg.lr, cbs=[Checkpoint(folder, cfg, start, meta, data), *cbs], start_epoch=start)
     return hand_out(learn, folder, cfg)
 
-# %% ../nbs/11_train.ipynb #c121
+# %% ../nbs/11_train.ipynb #c122
 class ZeroMean(nn.Module):
     "[0, 1] to about zero mean and unit spread, as ImageNet encoders were trained."
     def forward(self, x): return (x-.5)*4

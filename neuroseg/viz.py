@@ -12,7 +12,7 @@ __all__ = ['COLOURS', 'ROLES', 'SERIES', 'STYLE', 'METADATA', 'SEQUENCE_TITLES',
            'fold_balance', 'pace_bars', 'score_over_time', 'lr_finder', 'fold_curves', 'dice_by_size', 'choice_dots',
            'forest', 'bars', 'table', 'panels', 'draw']
 
-# %% ../nbs/15_viz.ipynb #c002
+# %% ../nbs/15_viz.ipynb #c003
 import functools, io
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .core import ConfigError, InputError, OutputError, ShapeError, atomic_path,
 from .infer import overlay
 from .metrics import bootstrap_ci
 
-# %% ../nbs/15_viz.ipynb #c006
+# %% ../nbs/15_viz.ipynb #c007
 COLOURS = dict(blue='#0072B2', vermilion='#D55E00', green='#009E73', purple='#CC79A7', sky='#56B4E9', orange='#E69F00', yellow='#F0E442', black='#000000', grey='#767676')
 ROLES = dict(train='blue', valid='vermilion', true='sky', pred='orange', tumour='vermilion', healthy='grey')
 SERIES = ('blue', 'vermilion', 'green', 'purple', 'black', 'sky', 'orange') # for groups without a role, in this order
@@ -35,7 +35,7 @@ def colour(
     if name not in COLOURS: raise ConfigError(f"colour: {name!r} is not known; choose one of {', '.join([*ROLES, *COLOURS])}")
     return COLOURS[name]
 
-# %% ../nbs/15_viz.ipynb #c010
+# %% ../nbs/15_viz.ipynb #c011
 STYLE = {'figure.dpi':50, 'font.size':9, 'axes.titlesize':9, 'axes.labelsize':9, 'xtick.labelsize':8.5, 'ytick.labelsize':8.5, 'legend.fontsize':8.5, 'axes.titleweight':'bold',
          'axes.titlelocation':'left', 'axes.spines.top':False, 'axes.spines.right':False, 'axes.linewidth':.8, 'axes.edgecolor':'#444444', 'axes.axisbelow':True,
          'xtick.color':'#444444', 'ytick.color':'#444444', 'xtick.labelcolor':'#222222', 'ytick.labelcolor':'#222222', 'legend.frameon':False, 'lines.linewidth':1.8,
@@ -50,7 +50,7 @@ def styled(
         with need('matplotlib.style', extra='reproduce').context(STYLE, after_reset=True): return f(*args, **kwargs)
     return _f
 
-# %% ../nbs/15_viz.ipynb #c013
+# %% ../nbs/15_viz.ipynb #c014
 @styled
 def new_figure(
     nrows:int=1, # Rows of axes
@@ -64,7 +64,7 @@ def new_figure(
     fig = need('matplotlib.figure', extra='reproduce').Figure(figsize=(width_in, height_in))
     return fig, fig.subplots(nrows, ncols, **kwargs)
 
-# %% ../nbs/15_viz.ipynb #c016
+# %% ../nbs/15_viz.ipynb #c017
 METADATA = dict(png={'Software':None}, svg={'Date':None, 'Creator':None}, pdf={'CreationDate':None, 'Creator':None, 'Producer':None})
 
 @styled
@@ -90,7 +90,7 @@ def _with_palette(png): # A PNG picture; its best 256 colours make a third of th
     image = need('PIL.Image', extra='reproduce').open(png).convert('RGB')
     return image.quantize(256, method=0, dither=0)
 
-# %% ../nbs/15_viz.ipynb #c020
+# %% ../nbs/15_viz.ipynb #c021
 def grey8(
     plane, # Grey levels `(Y,X)`, or a volume, any scale
     *,
@@ -102,14 +102,14 @@ def grey8(
     hi = np.percentile(plane, 99.5) if hi is None else hi
     return (np.clip((plane-lo)/max(hi-lo, 1e-6), 0, 1)*255).round().astype(np.uint8)
 
-# %% ../nbs/15_viz.ipynb #c023
+# %% ../nbs/15_viz.ipynb #c024
 def rgb(
     name:str, # A role or a colour
 )->tuple: # Red, green, blue, 0 to 255
     "A colour for `overlay`."
     return tuple(int(colour(name)[i:i+2], 16) for i in (1,3,5))
 
-# %% ../nbs/15_viz.ipynb #c026
+# %% ../nbs/15_viz.ipynb #c027
 SEQUENCE_TITLES = dict(pre='pre-contrast', flair='FLAIR', post='post-contrast')
 
 @styled
@@ -131,7 +131,7 @@ def montage(
         ax.set_title(title, loc='center', fontweight='normal')
     return fig
 
-# %% ../nbs/15_viz.ipynb #c028
+# %% ../nbs/15_viz.ipynb #c029
 def triptych_panel(
     scan, # Grey levels `(Y,X)`
     true, # Expert's mask, boolean `(Y,X)`
@@ -147,7 +147,7 @@ def triptych_panel(
     gap = np.full((len(grey), gap_px, 3), 255, np.uint8)
     return np.concatenate([grey[...,None].repeat(3, -1), gap, expert, gap, model], 1)
 
-# %% ../nbs/15_viz.ipynb #c031
+# %% ../nbs/15_viz.ipynb #c032
 @styled
 def triptych(
     panels, # From `triptych_panel`, or read back from a run's `panels` folder
@@ -167,7 +167,7 @@ def triptych(
     for i,h in enumerate(headings): axs.flat[0].text((2*i+1)/6, 1.02, h, ha='center', va='bottom', fontweight='bold', transform=axs.flat[0].transAxes)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c034
+# %% ../nbs/15_viz.ipynb #c035
 def as_frame(
     rows, # A DataFrame, or rows as dicts
 ): # pandas DataFrame
@@ -176,7 +176,7 @@ def as_frame(
     if not len(rows): raise InputError('a figure of no rows cannot be drawn; expected at least one')
     return need('pandas', extra='reproduce').DataFrame(rows)
 
-# %% ../nbs/15_viz.ipynb #c036
+# %% ../nbs/15_viz.ipynb #c037
 def best_epoch(
     history, # Rows with epoch, train_loss and, if there was a validation, valid_loss
 )->int: # Value of `epoch`, counted from 0
@@ -186,7 +186,7 @@ def best_epoch(
     if loss.isna().all(): raise InputError('the history holds no loss that is a number; was the training stopped in its first epoch?')
     return int(h['epoch'][loss.idxmin()])
 
-# %% ../nbs/15_viz.ipynb #c038
+# %% ../nbs/15_viz.ipynb #c039
 def _curves(ax, h, columns, best): # `columns`: role to column
     "One panel: a line for each role, a circle at the kept epoch."
     for role,name in columns.items():
@@ -217,7 +217,7 @@ def training_curves(
     left.legend()
     return fig
 
-# %% ../nbs/15_viz.ipynb #c042
+# %% ../nbs/15_viz.ipynb #c043
 STEPS = {'conv2d':'conv', 'conv_transpose2d':'up', 'interpolate':'up', 'upsample':'up', 'max_pool2d':'pool', 'avg_pool2d':'pool', 'cat':'join'} # torch function -> step
 
 def _tracer(torch):
@@ -236,7 +236,7 @@ def _tracer(torch):
             return out
     return Tracer()
 
-# %% ../nbs/15_viz.ipynb #c045
+# %% ../nbs/15_viz.ipynb #c046
 def trace_network(
     model, # `torch.nn.Module`, `(B,C,H,W)` to `(B,1,H,W)`
     shape:tuple, # Of the input, `(C,H,W)`
@@ -252,7 +252,7 @@ def trace_network(
     total = sum(t.numel() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()) # with the batch norms' statistics, as Keras counts
     return [dict(step=0, op='input', channels=shape[0], height=shape[1], width=shape[2], skip_from=0, parameters=total)] + [r | dict(parameters=0) for r in seen.rows]
 
-# %% ../nbs/15_viz.ipynb #c047
+# %% ../nbs/15_viz.ipynb #c048
 def _stages(rows):
     "Steps gathered to what stands together in the drawing: one resolution on one side, as a list of maps."
     stages, bottom = [], min(r['height'] for r in rows)
@@ -267,7 +267,7 @@ def _stages(rows):
         if not s['maps']: s['maps'] = [dict(s['first'], share=0)] # nothing but a change of size
     return stages
 
-# %% ../nbs/15_viz.ipynb #c050
+# %% ../nbs/15_viz.ipynb #c051
 def _lay_out(stages):
     "Give every map its place in inches: along x by the steps, along y by the resolution."
     heights = sorted({s['height'] for s in stages})
@@ -285,7 +285,7 @@ def _lay_out(stages):
         ends[level] = m['x'] + m['wide']
     return stages
 
-# %% ../nbs/15_viz.ipynb #c053
+# %% ../nbs/15_viz.ipynb #c054
 def _box(ax, m):
     "One map as a box, its channels above; what was carried over is the pale part."
     box = need('matplotlib.patches', extra='reproduce').Rectangle
@@ -311,7 +311,7 @@ def _connect(ax, stages):
         y = n['y'] + n['tall']/2
         _arrow(ax, (m['x']+m['wide']+.03, y), (n['x']-.02, y), colour('grey'))
 
-# %% ../nbs/15_viz.ipynb #c055
+# %% ../nbs/15_viz.ipynb #c056
 @styled
 def architecture(
     network, # Rows of `trace_network`; or a `torch.nn.Module`, with `shape`
@@ -336,7 +336,7 @@ def architecture(
     ax.text(right, -.1, f"{int(rows[0]['parameters']):,} parameters", ha='right', va='bottom', fontsize=8.5)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c060
+# %% ../nbs/15_viz.ipynb #c061
 def _spread(n): # Offsets in [-1, 1], the same every time
     "Even jitter: the golden ratio leaves no two neighbours close."
     return 2*((np.arange(n)*.6180339887) % 1) - 1
@@ -351,7 +351,7 @@ def _strip(ax, y, values, ink):
     ax.plot(values.mean(), y-.38, 'D', ms=5, mfc='white', mec='black', mew=1.2)
     return f'mean {values.mean():.2f} ({lo:.2f} to {hi:.2f}), median {np.median(values):.2f}'
 
-# %% ../nbs/15_viz.ipynb #c062
+# %% ../nbs/15_viz.ipynb #c063
 @styled
 def dice_strip(
     patients, # Rows a patient with a column `value`
@@ -376,7 +376,7 @@ def dice_strip(
     low.set(xlabel=xlabel, ylabel='share below', ylim=(0,1))
     return fig
 
-# %% ../nbs/15_viz.ipynb #c066
+# %% ../nbs/15_viz.ipynb #c067
 def by_size(
     patients, # Rows with a column `institution`
 )->list: # Institutions, most patients first
@@ -384,7 +384,7 @@ def by_size(
     n = as_frame(patients)['institution'].fillna('unknown').value_counts()
     return sorted(n.index, key=lambda o: (-n[o], o))
 
-# %% ../nbs/15_viz.ipynb #c068
+# %% ../nbs/15_viz.ipynb #c069
 @styled
 def slices_per_patient(
     patients, # Rows with institution, n_slices, n_tumour
@@ -403,7 +403,7 @@ def slices_per_patient(
     ax.legend(loc='upper right', ncols=2)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c070
+# %% ../nbs/15_viz.ipynb #c071
 def _log_axis(axis): # `ax.xaxis` or `ax.yaxis`, already logarithmic
     "Plain numbers at 1, 2, 5, 10, 20..., and at 1, 10, 100... where they would crowd."
     ticker = need('matplotlib.ticker', extra='reproduce')
@@ -412,7 +412,7 @@ def _log_axis(axis): # `ax.xaxis` or `ax.yaxis`, already logarithmic
     axis.set_major_formatter(ticker.FuncFormatter(lambda v,_: f'{v:,.0f}'))
     axis.set_minor_formatter(ticker.NullFormatter())
 
-# %% ../nbs/15_viz.ipynb #c072
+# %% ../nbs/15_viz.ipynb #c073
 @styled
 def lesion_by_institution(
     patients, # Rows with institution and lesion_px
@@ -431,7 +431,7 @@ def lesion_by_institution(
     _log_axis(ax.xaxis)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c075
+# %% ../nbs/15_viz.ipynb #c076
 @styled
 def lesion_extent(
     slices, # Rows a slice: patient, z (0 lowest to 1 highest), area_px
@@ -451,7 +451,7 @@ def lesion_extent(
     right.set(xlabel='slices with tumour, %', ylabel='height in the scan', ylim=(0,1), yticks=[0,1], yticklabels=['lowest','highest'], title=f'overall {(f["area_px"]>0).mean():.0%}')
     return fig
 
-# %% ../nbs/15_viz.ipynb #c077
+# %% ../nbs/15_viz.ipynb #c078
 @styled
 def intensity_curves(
     intensities, # Rows with institution, sequence, grey (middle of a bin), share (of the head's voxels in it)
@@ -468,7 +468,7 @@ def intensity_curves(
     axs[0,-1].legend(handlelength=1.1)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c079
+# %% ../nbs/15_viz.ipynb #c080
 @styled
 def lesion_map(
     head, # Mean FLAIR picture, grey uint8 `(Y,X)`
@@ -486,7 +486,7 @@ def lesion_map(
     bar.outline.set_visible(False)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c081
+# %% ../nbs/15_viz.ipynb #c082
 @styled
 def fold_balance(
     patients, # Rows with fold, institution, n_slices, n_tumour, lesion_px
@@ -515,7 +515,7 @@ def fold_balance(
     for ax in (a,b): ax.yaxis.get_major_locator().set_params(integer=True)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c084
+# %% ../nbs/15_viz.ipynb #c085
 @styled
 def pace_bars(
     paces, # Rows with label, slices_per_s and its quartiles, from `pace.pace`
@@ -531,7 +531,7 @@ def pace_bars(
     ax.grid(axis='x', color='#DDDDDD', lw=.6)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c086
+# %% ../nbs/15_viz.ipynb #c087
 @styled
 def score_over_time(
     history, # Rows an epoch with train_s and the score; several runs told apart by `by`
@@ -552,7 +552,7 @@ def score_over_time(
     ax.legend(loc='lower right')
     return fig
 
-# %% ../nbs/15_viz.ipynb #c090
+# %% ../nbs/15_viz.ipynb #c091
 @styled
 def lr_finder(
     rows, # lr and loss of each step, from `train.find_lr`
@@ -569,7 +569,7 @@ def lr_finder(
     ax.legend()
     return fig
 
-# %% ../nbs/15_viz.ipynb #c093
+# %% ../nbs/15_viz.ipynb #c094
 @styled
 def fold_curves(
     history, # Rows an epoch: fold, epoch (from 0), train_loss, valid_loss, pooled_dice
@@ -589,12 +589,10 @@ def fold_curves(
     left.legend()
     return fig
 
-# %% ../nbs/15_viz.ipynb #c096
+# %% ../nbs/15_viz.ipynb #c097
 @styled
 def dice_by_size(
     patients, # Rows with true_px and dice
-    *,
-    names:dict=None, # Patients to name: 'patient' to the label
 ): # Figure
     "Every patient's Dice against the size of the lesion."
     f = as_frame(patients)
@@ -605,12 +603,11 @@ def dice_by_size(
         m = f.loc[(f['true_px']>=lo) & ((f['true_px']<hi) | (hi==third[-1])), 'dice'].mean()
         ax.plot([lo, hi], [m, m], color=colour('vermilion'), lw=2)
         ax.annotate(f'{m:.2f}', ((lo*hi)**.5, m), (0,4), textcoords='offset points', ha='center', color=colour('vermilion'), fontsize=8.5, bbox=dict(fc='white', ec='none', pad=.6, alpha=.85))
-    for _,r in f[f['patient'].isin(names or {})].iterrows(): ax.annotate(names[r['patient']], (r['true_px'], r['dice']), (5,-3), textcoords='offset points', fontsize=8)
     ax.set(xscale='log', xlabel='lesion, pixels of all slices (bars: mean of each third)', ylabel='Dice', ylim=(0,1))
     _log_axis(ax.xaxis)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c099
+# %% ../nbs/15_viz.ipynb #c100
 @styled
 def choice_dots(
     rows, # factor, level, split, dice, is_thesis
@@ -633,7 +630,7 @@ def choice_dots(
     ax.legend(loc='lower left', bbox_to_anchor=(0,1), ncols=2, borderaxespad=0)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c102
+# %% ../nbs/15_viz.ipynb #c103
 @styled
 def forest(
     rows, # arm, gain, gain_lo, gain_hi
@@ -655,7 +652,7 @@ def forest(
     ax.tick_params(axis='y', length=0)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c105
+# %% ../nbs/15_viz.ipynb #c106
 @styled
 def bars(
     rows, # One a bar
@@ -677,7 +674,7 @@ def bars(
     ax.tick_params(axis='y', length=0)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c108
+# %% ../nbs/15_viz.ipynb #c109
 def table(
     run, # Folder of a run
     name:str, # Of the table, without `.csv`
@@ -687,7 +684,7 @@ def table(
     if not file.is_file(): raise InputError(f"`{file.name}` is not in the run `{Path(run).name}`; run the study again")
     return need('pandas', extra='reproduce').read_csv(file, keep_default_na=False, na_values=[''])
 
-# %% ../nbs/15_viz.ipynb #c111
+# %% ../nbs/15_viz.ipynb #c112
 def panels(
     run, # Folder of a run
     prefix:str='', # Only those whose name begins so
@@ -698,7 +695,7 @@ def panels(
     read = need('PIL.Image', extra='reproduce').open
     return [np.asarray(read(Path(run)/'panels'/f'{name}.png')) for name in rows['panel']], list(rows['label'])
 
-# %% ../nbs/15_viz.ipynb #c114
+# %% ../nbs/15_viz.ipynb #c115
 def _settled(run, name):
     "A learning rate of a run: the finder's or the recipe's."
     return table(run, 'rates').set_index('rate')['lr'][name]
@@ -730,8 +727,8 @@ FIGURES = { # study -> figure -> how to draw it from the folder of a run
         'fold_curves': lambda run: fold_curves(table(run, 'history')),
         'dice_by_patient': lambda run: dice_strip(table(run, 'patients'), by='input'),
         'dice_by_size': lambda run: dice_by_size(table(run, 'patients').query("input=='all sequences'")),
-        'best_median_worst': lambda run: triptych(*panels(run, 'patient')),
-        'three_worst': lambda run: triptych(*panels(run, 'low')),
+        'best_median_worst': lambda run: triptych(*panels(run, 'patient'), width_in=4.5),
+        'three_worst': lambda run: triptych(*panels(run, 'low'), width_in=4.5),
     },
     '24_ablations': {
         'differences': lambda run: forest(table(run, 'differences').query("input=='all sequences'")),
@@ -746,7 +743,7 @@ FIGURES = { # study -> figure -> how to draw it from the folder of a run
     },
 }
 
-# %% ../nbs/15_viz.ipynb #c117
+# %% ../nbs/15_viz.ipynb #c118
 def draw(
     run, # Folder of a run, with its tables and panels
     study:str, # A key of `FIGURES`

@@ -418,8 +418,8 @@ def test_a_trained_model_predicts(run, trained, cohort, tmp_path):
     assert read_json(tmp_path/'out'/case.name/'report.json')['model']['name'] == 'model'
 
 
-def test_folds_side_by_side(cohort, tmp_path):
-    "Two processes train five folds, each patient scored by a network that has not seen it."
+def test_folds_side_by_side_and_a_model_of_everybody(run, cohort, tmp_path):
+    "Two processes train five folds, each patient scored by a network that has not seen it; the model of all patients bears their score."
     small = ['epochs=1', 'pretrained=false', 'bs=4', 'slices_per_epoch=4', 'prep.size_px=32']
     done = process('train', cohort, '-o', tmp_path/'cv', '--fold', 'all', '--workers', '2', '--set', *small, env={'NEUROSEG_CACHE': str(tmp_path/'cache')})
     out, err = done.communicate(timeout=500)
@@ -427,6 +427,10 @@ def test_folds_side_by_side(cohort, tmp_path):
     rows = [r for r in csv.DictReader(open(tmp_path/'cv'/'patients.csv')) if r['input']=='all sequences']
     assert sorted(r['fold'] for r in rows) == list('01234') and len({r['patient'] for r in rows}) == 5
     for r in rows: assert r['patient'] not in read_json(tmp_path/'cv'/f"fold_{r['fold']}"/'model'/'model.json')['split']['train']
+    assert run('train', cohort, '-o', tmp_path/'kept', '--judged-by', tmp_path/'cv').code == 0
+    card = read_json(tmp_path/'kept'/'model'/'model.json')
+    assert len(card['split']['train']) == 5 and card['metrics']['all sequences']['dice']['mean'] == pytest.approx(np.mean([float(r['dice']) for r in rows]))
+    refused(run('evaluate', cohort, '-o', tmp_path/'scores', '--model', tmp_path/'kept'/'model'/'model.json'), '5 of these patients taught the model')
 
 
 def test_evaluate_refuses_patients_that_taught_the_model(run, trained, cohort, tmp_path):

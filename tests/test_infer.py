@@ -9,7 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from neuroseg import infer
+from neuroseg.cases import find_cases
 from neuroseg.core import ConfigError, InputError, OutputError, sha256_file
+from neuroseg.evaluate import evaluate_case
 from neuroseg.infer import (Found, Segmenter, case_names, check_graph, expand, expected_dice, group_sequences, load_card, mask_warnings, outline, pick_slices,
                             predict_cases, preview, replaceable, scan_warnings, segment, shipped_models)
 from neuroseg.io import Scan, read_mask, read_scan
@@ -185,11 +187,23 @@ def two_lesions():
 
 @pytest.mark.parametrize('pieces,n', [(0., 2), (.99, 1)])
 def test_the_card_decides_which_pieces_are_kept(tmp_path, pieces, n):
-    "By the command, in Python and when scored: everywhere the same mask."
-    path = write_model(tmp_path, bright(), pieces=pieces)
-    result = Segmenter(path).segment(Scan(two_lesions()[None], ('flair',)))
+    "In Python, as `predict` writes it, and when scored: everywhere the same mask."
+    path, v = write_model(tmp_path/'model', bright(), pieces=pieces), two_lesions()
+    result = Segmenter(path).segment(Scan(v[None], ('flair',)))
     assert result.stats['n_components']==n and np.array_equal(result.at(result.threshold).mask, result.mask)
     assert np.array_equal(outline(result.prob, threshold=.5, pieces=pieces), result.mask)
+    assert any('were left out' in w for w in result.warnings) == (n==1)
+    for name, a in (('flair', v), ('mask', result.mask)): nib.save(nib.Nifti1Image(np.asarray(a, np.float32).transpose(2,1,0), np.diag([1.,1.,5.,1.])), tmp_path/f'anna_{name}.nii.gz')
+    said, = predict_cases(tmp_path/'anna_flair.nii.gz', tmp_path/'out', model=path)
+    assert (said['n_components'], said['lesion_px'], said['pieces']) == (n, result.mask.sum(), pieces)
+    case, = find_cases(tmp_path, 'nifti')
+    assert evaluate_case(case, Segmenter(path), empty=1., surface=False)['dice'] == 1
+
+
+def test_a_changed_card_is_a_changed_model(tmp_path):
+    "Though the network is the same file."
+    scan = Scan(two_lesions()[None], ('flair',))
+    for pieces, n in ((0., 2), (1., 1), (0., 2)): assert segment(scan, model=write_model(tmp_path, bright(), pieces=pieces)).stats['n_components'] == n
 
 
 @pytest.mark.parametrize('t', [0, 1, -1, 50, float('nan')])
