@@ -181,7 +181,7 @@ def two_lesions():
     "A head with a second, smaller lesion, in FLAIR."
     v,lesion = head()
     v = v.copy()
-    v[4:7, 60:66, 22:28] = v[lesion].max()
+    v[4:8, 58:68, 22:32] = v[lesion].max()
     return v
 
 
@@ -193,10 +193,12 @@ def test_the_card_decides_which_pieces_are_kept(tmp_path, pieces, n):
     assert result.stats['n_components']==n and np.array_equal(result.at(result.threshold).mask, result.mask)
     assert np.array_equal(outline(result.prob, threshold=.5, pieces=pieces), result.mask)
     assert any('were left out' in w for w in result.warnings) == (n==1)
-    for name, a in (('flair', v), ('mask', result.mask)): nib.save(nib.Nifti1Image(np.asarray(a, np.float32).transpose(2,1,0), np.diag([1.,1.,5.,1.])), tmp_path/f'anna_{name}.nii.gz')
-    said, = predict_cases(tmp_path/'anna_flair.nii.gz', tmp_path/'out', model=path)
+    d = tmp_path/'cohort'
+    d.mkdir()
+    for name, a in (('flair', v), ('mask', result.mask)): nib.save(nib.Nifti1Image(np.asarray(a, np.float32).transpose(2,1,0), np.diag([1.,1.,5.,1.])), d/f'anna_{name}.nii.gz')
+    said, = predict_cases(d/'anna_flair.nii.gz', tmp_path/'out', model=path)
     assert (said['n_components'], said['lesion_px'], said['pieces']) == (n, result.mask.sum(), pieces)
-    case, = find_cases(tmp_path, 'nifti')
+    case, = find_cases(d, 'nifti')
     assert evaluate_case(case, Segmenter(path), empty=1., surface=False)['dice'] == 1
 
 
