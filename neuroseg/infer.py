@@ -8,9 +8,9 @@ Docs: https://neuroseg.github.io/neuroseg/infer.html.md"""
 __all__ = ['CARD_FORMAT', 'DEFAULT_MODEL', 'MAX_MODEL_MB', 'MAX_NODES', 'LOW_CONFIDENCE', 'NOTICE', 'ORANGE', 'OURS',
            'SEQUENCE_LIKE', 'weights_dir', 'shipped_models', 'brief', 'ModelCard', 'card_from', 'load_card',
            'proto_fields', 'graph_facts', 'check_graph', 'cores', 'open_session', 'prob_volume', 'Segmenter', 'outline',
-           'expected_dice', 'scan_warnings', 'mask_warnings', 'Segmentation', 'dropped_warnings', 'input_files',
-           'segment', 'overlay', 'pick_slices', 'tiles', 'preview', 'replaceable', 'Found', 'group_sequences', 'expand',
-           'case_names', 'predict_case', 'predict_cases']
+           'expected_dice', 'head_doubts', 'scan_warnings', 'mask_warnings', 'Segmentation', 'dropped_warnings',
+           'input_files', 'segment', 'overlay', 'pick_slices', 'tiles', 'preview', 'replaceable', 'Found',
+           'group_sequences', 'expand', 'case_names', 'predict_case', 'predict_cases']
 
 # %% ../nbs/13_infer.ipynb #c003
 import hashlib, json, math, os, re, time
@@ -25,7 +25,7 @@ from fastcore.basics import patch
 from .core import ConfigError, InputError, NeurosegError, OutputError, atomic_dir, read_json, sha256_file, write_json
 from .io import (Scan, SEQUENCE_WORDS, decoding, guess_sequence, is_dicom, is_mask, natural_key, read_scan, slice_files, stem,
                          write_mask_nifti, write_mask_png)
-from .masks import boundary, lesion_stats, main_pieces
+from .masks import boundary, largest_component, lesion_stats, main_pieces
 from .prep import SEQUENCES, Prep, axial_view, head_mask, prepare, rescale, restore, to_axial, with_context
 
 # %% ../nbs/13_infer.ipynb #c007
@@ -224,6 +224,7 @@ def prob_volume(
     *,
     flips:bool=True, # Average with the prediction for the mirrored scan
     bs:int=4, # Slices at a time
+    tick=None, # Called with the share that is done; what it raises stops the work
 )->np.ndarray: # float32 `(Z,Y,X)` in [0, 1], on the scan's own grid
     "Prepare a scan, run a network over its slices, bring the result back."
     p = prepare(scan, prep)
@@ -233,9 +234,10 @@ def prob_volume(
         x = with_context(p.x, idx, step=p.grid.step, context=prep.context).astype(np.float32)/255
         prob[idx] = run(x)
         if flips: prob[idx] = (prob[idx] + run(np.ascontiguousarray(x[...,::-1]))[...,::-1])/2
+        if tick: tick((idx[-1]+1)/len(prob))
     return restore(prob, p.grid)
 
-# %% ../nbs/13_infer.ipynb #c054
+# %% ../nbs/13_infer.ipynb #c056
 class Segmenter:
     "A loaded model, ready for many scans."
     def __init__(self,
@@ -258,17 +260,18 @@ class Segmenter:
             raise InputError(f"`{self.card.onnx.name}` gives values that are no probabilities; export the model again")
         return prob[:,0]
 
-# %% ../nbs/13_infer.ipynb #c057
+# %% ../nbs/13_infer.ipynb #c059
 @patch
 def prob(self:Segmenter,
     scan:Scan, # The scan
     *,
     flips:bool=True, # Average with the prediction for the mirrored scan
+    tick=None, # Called with the share that is done
 )->np.ndarray: # float32 `(Z,Y,X)` in [0, 1], on the scan's own grid
     "Probability of tumour, voxel by voxel."
-    return prob_volume(self.run, scan, self.card.prep, flips=flips)
+    return prob_volume(self.run, scan, self.card.prep, flips=flips, tick=tick)
 
-# %% ../nbs/13_infer.ipynb #c062
+# %% ../nbs/13_infer.ipynb #c064
 def outline(
     prob:np.ndarray, # Probabilities `(Z,Y,X)`
     *,
@@ -278,7 +281,7 @@ def outline(
     "Cut probabilities at a threshold and keep the pieces that weigh enough."
     return main_pieces(prob>threshold, prob, share=pieces)
 
-# %% ../nbs/13_infer.ipynb #c065
+# %% ../nbs/13_infer.ipynb #c067
 def expected_dice(
     prob:np.ndarray, # Probabilities
     mask:np.ndarray, # Boolean, same shape
@@ -287,7 +290,29 @@ def expected_dice(
     if not mask.any(): return math.nan
     return float(2*prob[mask].sum(dtype=np.float64)/(prob.sum(dtype=np.float64) + mask.sum()))
 
-# %% ../nbs/13_infer.ipynb #c070
+# %% ../nbs/13_infer.ipynb #c072
+def head_doubts(
+    flair:np.ndarray, # Axial volume `(Z,Y,X)`
+    mm:tuple=None, # `(z,y,x)` between voxels; None where unknown
+    *,
+    colours:bool=False, # Whether it was a colour picture
+)->list: # Sentences
+    "What does not look like a head in a dark surrounding, seen from above."
+    head = head_mask(flair)
+    k = int(head.sum((1,2)).argmax())
+    rim,middle = np.concatenate([flair[:,[0,-1]].ravel(), flair[:,:,[0,-1]].ravel()]), flair[len(flair)//2][tuple(slice(n//4, 3*n//4+1) for n in flair.shape[1:])]
+    if (np.concatenate([head[:,[0,-1]].ravel(), head[:,:,[0,-1]].ravel()])).mean()>.5:
+        bright,centre = ((np.median(v)-flair.min())/max(np.percentile(flair, 99.5)-flair.min(), 1e-6) for v in (rim, middle)) # of 98 patients the rim is at most .03
+        if bright>.75 and centre<bright-.1: return ['bright background around a darker middle: the contrast looks inverted']
+        return ['a colour picture without dark background: a photograph rather than MRI?' if colours else 'no dark background around the head: cropped, or no brain MRI']
+    if head.mean()<.02: return ['nearly all of the image is background: no brain MRI?']
+    # Of 98 patients the largest slice is .97 to 1.37 times as long as wide
+    ys,xs = (np.flatnonzero(largest_component(head[k]).any(a)) for a in (1,0))
+    long,wide = ((np.ptp(v)+1)*s for v,s in zip((ys,xs), mm[1:] if mm else (1,1)))
+    if mm and not 60<=max(long, wide)<=320: return [f'what is seen is {max(long, wide):.0f} mm across: no human head?']
+    return [] if .8<=long/wide<=1.7 else ['its outline is not that of a head seen from above: another part of the body, or another view?']
+
+# %% ../nbs/13_infer.ipynb #c076
 def scan_warnings(
     scan:Scan, # With a FLAIR sequence
 )->list: # Sentences
@@ -298,15 +323,13 @@ def scan_warnings(
     if scan.sequences==('flair',) and guess_sequence(scan.source)!='flair': warn.append('the input does not say which sequence it is: taken to be FLAIR')
     if scan.spacing_mm is None: warn.append('voxel spacing unknown: no volume in mL')
     if scan.n_slices==1: warn.append('a single slice: judged without its neighbours')
-    flair = to_axial(scan.data[scan.sequences.index('flair')], *axial_view(scan.affine))
-    head = head_mask(flair)
-    rim = np.concatenate([head[:,[0,-1]].ravel(), head[:,:,[0,-1]].ravel()])
-    if rim.mean()>.5: warn.append('no dark background around the head: cropped, or no brain MRI')
-    if head.mean()<.02: warn.append('nearly all of the image is background: no brain MRI?')
+    axes,flips = axial_view(scan.affine)
+    flair = to_axial(scan.data[scan.sequences.index('flair')], axes, flips)
+    warn += head_doubts(flair, tuple(scan.spacing_mm[a] for a in axes) if scan.spacing_mm else None, colours=len(scan.sequences)==3 and scan.kind!='volume')
     if len(np.unique(flair[len(flair)//2]))<16: warn.append('fewer than 16 grey levels: a drawing or a mask rather than MRI?')
     return warn
 
-# %% ../nbs/13_infer.ipynb #c074
+# %% ../nbs/13_infer.ipynb #c080
 # Below this expected Dice a warning is given; a card may set its own `low_confidence`.
 # Of the 88 patients of the cross-validation (reports/23_learner/cpu/patients.csv) 15 fall below, among them 5 of the 8 whose Dice is under 0.7
 LOW_CONFIDENCE = .85
@@ -327,7 +350,7 @@ def mask_warnings(
     if share>(.25 if scan.n_slices>1 else .5): warn.append(f'the outline covers {share:.0%} of the head: hardly a lesion')
     return warn
 
-# %% ../nbs/13_infer.ipynb #c078
+# %% ../nbs/13_infer.ipynb #c084
 NOTICE = 'Research use only. Not a medical device: not for diagnosis or treatment.'
 
 @dataclass
@@ -355,7 +378,7 @@ class Segmentation:
         notes = ''.join(f'\n- {w}' for w in self.warnings)
         return f'**{self.scan.source}**\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k,v in rows) + f'\n{notes}\n\n*{NOTICE}*'
 
-# %% ../nbs/13_infer.ipynb #c080
+# %% ../nbs/13_infer.ipynb #c086
 def dropped_warnings(
     found:np.ndarray, # Boolean, all that the network marked
     kept:np.ndarray, # Boolean, the mask
@@ -364,7 +387,7 @@ def dropped_warnings(
     n_kept,n_left = np.count_nonzero(kept), np.count_nonzero(found & ~kept)
     return [f'pieces of {n_left:,} voxels beside the outline were left out, as this model keeps only the main one: look whether there is a second lesion'] if n_left>.1*n_kept else []
 
-# %% ../nbs/13_infer.ipynb #c083
+# %% ../nbs/13_infer.ipynb #c089
 def _check_threshold(threshold):
     "Refuse what is no probability."
     if not 0<threshold<1: raise ConfigError(f"threshold={threshold} must lie between 0 and 1")
@@ -381,7 +404,7 @@ def at(self:Segmentation,
     return replace(self, mask=mask, threshold=threshold, confidence=confidence, stats=lesion_stats(mask, self.scan.spacing_mm),
                    warnings=self.notes + mask_warnings(mask, self.scan, confidence, low=low) + dropped_warnings(self.prob>threshold, mask))
 
-# %% ../nbs/13_infer.ipynb #c086
+# %% ../nbs/13_infer.ipynb #c092
 def input_files(
     source, # What `read_scan` takes
 )->list: # Paths
@@ -394,25 +417,26 @@ def input_files(
     pictures = slice_files(source/'images' if (source/'images').is_dir() and not slice_files(source)[0] else source)[0]
     return volumes or pictures or sorted(f for f in source.rglob('*') if f.is_file() and not f.name.startswith('.'))
 
-# %% ../nbs/13_infer.ipynb #c089
+# %% ../nbs/13_infer.ipynb #c095
 @patch
 def segment(self:Segmenter,
     source, # A `Scan`, or what `read_scan` takes: a file, a folder of slices, NIfTI files, a DICOM folder
     *,
     threshold:float|None=None, # Above which a voxel is tumour; by default the card's
     flips:bool=True, # Average with the prediction for the mirrored scan
+    tick=None, # Called with the share that is done
 )->Segmentation: # On the scan's own grid
     "Outline the tumour in a scan."
     start = time.perf_counter()
     threshold = self.card.threshold if threshold is None else threshold
     _check_threshold(threshold) # before the network runs
     scan,files = (source,[]) if isinstance(source, Scan) else (read_scan(source), input_files(source))
-    prob,notes = self.prob(scan, flips=flips), scan_warnings(scan)
+    prob,notes = self.prob(scan, flips=flips, tick=tick), scan_warnings(scan)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir(): scan.source = Path(source).absolute().name
     result = Segmentation(None, prob, scan, math.nan, {}, [], self.card, threshold, 0., files, notes).at(threshold)
     return replace(result, seconds=time.perf_counter()-start)
 
-# %% ../nbs/13_infer.ipynb #c095
+# %% ../nbs/13_infer.ipynb #c101
 _loaded = {}
 
 def segment(
@@ -431,7 +455,7 @@ def segment(
         _loaded[key] = Segmenter(card, threads=threads)
     return _loaded[key].segment(source, threshold=threshold, flips=flips)
 
-# %% ../nbs/13_infer.ipynb #c099
+# %% ../nbs/13_infer.ipynb #c105
 ORANGE = (230,159,0) # Of Okabe and Ito's colours: told from grey by everybody
 
 def overlay(
@@ -446,7 +470,7 @@ def overlay(
     alpha = np.where(boundary(mask), 1., fill*mask)[...,None]
     return (rgb*(1-alpha) + np.array(colour)*alpha).round().astype(np.uint8)
 
-# %% ../nbs/13_infer.ipynb #c101
+# %% ../nbs/13_infer.ipynb #c107
 def pick_slices(
     area_px, # Mask pixels of each slice
     n:int=12, # At most so many
@@ -456,7 +480,7 @@ def pick_slices(
     lo,hi = (max(found[0]-1, 0), min(found[-1]+1, len(area_px)-1)) if len(found) else (0, len(area_px)-1)
     return sorted({int(round(i)) for i in np.linspace(lo, hi, min(n, hi-lo+1))})
 
-# %% ../nbs/13_infer.ipynb #c103
+# %% ../nbs/13_infer.ipynb #c109
 def tiles(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`
@@ -477,7 +501,7 @@ def tiles(
         return Image.fromarray(overlay(image, outline>0))
     return [(k, draw(k)) for k in pick_slices(m.sum((1,2)), n)]
 
-# %% ../nbs/13_infer.ipynb #c106
+# %% ../nbs/13_infer.ipynb #c112
 def preview(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`
@@ -499,7 +523,7 @@ def preview(
     draw.text((4,rows*h+2), caption.encode('ascii', 'replace').decode(), fill=(180,180,180))
     return canvas
 
-# %% ../nbs/13_infer.ipynb #c110
+# %% ../nbs/13_infer.ipynb #c116
 @patch
 def report(self:Segmentation,
     case:str|None=None, # Name of the case; by default the name of the scan
@@ -514,7 +538,7 @@ def report(self:Segmentation,
         input=[dict(name=f.name, sha256=sha256_file(f)) for f in self.files], seconds=round(self.seconds, 3), warnings=self.warnings,
         neuroseg=neuroseg.__version__, notice=NOTICE)
 
-# %% ../nbs/13_infer.ipynb #c112
+# %% ../nbs/13_infer.ipynb #c118
 OURS = re.compile(r'mask\.nii\.gz|mask\.png|masks(/.+_mask\.png)?|preview\.png|report\.json')
 
 def replaceable(
@@ -526,7 +550,7 @@ def replaceable(
     except InputError: return False
     return ours and all(OURS.fullmatch(f.relative_to(folder).as_posix()) for f in folder.rglob('*'))
 
-# %% ../nbs/13_infer.ipynb #c115
+# %% ../nbs/13_infer.ipynb #c121
 @patch
 def save(self:Segmentation,
     folder, # Of this case; its parents are made if need be
@@ -545,7 +569,7 @@ def save(self:Segmentation,
         write_json(tmp/'report.json', said)
     return said
 
-# %% ../nbs/13_infer.ipynb #c121
+# %% ../nbs/13_infer.ipynb #c127
 @dataclass
 class Found:
     "One scan among the inputs."
@@ -557,7 +581,7 @@ def _found(source, path=None, name=None, notes=()):
     path = Path(source if path is None else path).absolute()
     return Found(source, (*path.parent.parts, name or (stem(path) if not path.is_dir() else path.name) or 'scan'), list(notes))
 
-# %% ../nbs/13_infer.ipynb #c123
+# %% ../nbs/13_infer.ipynb #c129
 SEQUENCE_LIKE = set().union(*SEQUENCE_WORDS.values()) | {'t2','t2w','adc','dwi'} # words that tell files of one patient apart
 
 def group_sequences(
@@ -575,7 +599,7 @@ def group_sequences(
         else: found.append(_found(known if len(known)>1 else known[0], known[0], name or parent.name, [f'not a known sequence, ignored: {f.name}' for f in fs if f not in known]))
     return found
 
-# %% ../nbs/13_infer.ipynb #c126
+# %% ../nbs/13_infer.ipynb #c132
 def expand(
     path:Path, # A file or folder that was given
     *,
@@ -595,7 +619,7 @@ def expand(
     whole = not folders or not depth or (path/'images').is_dir() or slice_files(path)[0] or any(is_dicom(f) for f in islice((f for f in path.rglob('*') if f.is_file()), 20))
     return [_found(path)] if whole else [f for p in folders for f in expand(p, skip=skip, depth=depth-1)]
 
-# %% ../nbs/13_infer.ipynb #c129
+# %% ../nbs/13_infer.ipynb #c135
 def case_names(
     found:list, # `Found`
 )->list: # One name each, all different
@@ -611,7 +635,7 @@ def case_names(
         if not longer: raise ConfigError(f"`{parts[clash[0]][-1]}` is given twice, or in two formats; give it once, since each scan writes to a folder of its name")
         for i in longer: depth[i] += 1
 
-# %% ../nbs/13_infer.ipynb #c132
+# %% ../nbs/13_infer.ipynb #c138
 def predict_case(
     segmenter:Segmenter,
     found:Found, # The scan
@@ -628,7 +652,7 @@ def predict_case(
     except NeurosegError as e: return dict(case=folder.name, error=str(e))
     except MemoryError: return dict(case=folder.name, error=f"`{folder.name}` needs more memory than there is; crop it, or close other programs")
 
-# %% ../nbs/13_infer.ipynb #c136
+# %% ../nbs/13_infer.ipynb #c142
 def predict_cases(
     inputs, # A path or many: slices, folders of slices, NIfTI volumes, DICOM folders, folders of these
     out, # Folder for the results; one folder a case is made in it

@@ -9,10 +9,11 @@ __all__ = ['MASK_NAME', 'SEQUENCES', 'SEQUENCE_WORDS', 'MAX_PX', 'MAX_VOXELS', '
            'IMAGE_ENDINGS', 'natural_key', 'stem', 'is_mask', 'slice_number', 'guess_sequence', 'decoding',
            'read_pages', 'read_image', 'Scan', 'copies_of_flair', 'slice_files', 'stack_planes', 'numbering_faults',
            'stack_files', 'read_stack', 'numbered', 'nifti_header', 'load_nifti', 'nifti_spacing_mm', 'name_sequences',
-           'read_nifti', 'as_mask', 'read_mask', 'write_mask_png', 'write_mask_nifti', 'dicom_affine', 'dicom_slices',
-           'is_dicom', 'dicom_plane', 'sort_along_normal', 'read_dicom_series', 'read_scan']
+           'read_nifti', 'as_mask', 'read_mask', 'write_mask_png', 'write_mask_nifti', 'write_prob_nifti',
+           'dicom_affine', 'dicom_slices', 'is_dicom', 'dicom_plane', 'sort_along_normal', 'read_dicom_series',
+           'read_scan']
 
-# %% ../nbs/04_io.ipynb #c002
+# %% ../nbs/04_io.ipynb #c003
 import contextlib, gzip, os, re, struct, warnings, zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ import numpy as np
 
 from .core import InputError, NeurosegError, ShapeError, atomic_path
 
-# %% ../nbs/04_io.ipynb #c006
+# %% ../nbs/04_io.ipynb #c007
 def natural_key(
     name, # File name or path
 )->tuple: # Key for `sorted`
@@ -32,7 +33,7 @@ def natural_key(
     name = Path(name).name
     return [int(p) if i%2 else p.lower() for i,p in enumerate(re.split('([0-9]+)', name))], name
 
-# %% ../nbs/04_io.ipynb #c010
+# %% ../nbs/04_io.ipynb #c011
 MASK_NAME = re.compile(r'(^|[_-])(mask|seg|label)$', re.I) # how masks are named in LGG and hospital folders (`_mask`), in BraTS (`_seg`) and by `neuroseg predict`
 
 def stem(
@@ -55,7 +56,7 @@ def slice_number(
     found = re.findall('[0-9]+', MASK_NAME.sub('', stem(path)))
     return int(found[-1]) if found else None
 
-# %% ../nbs/04_io.ipynb #c013
+# %% ../nbs/04_io.ipynb #c014
 SEQUENCES = ('pre', 'flair', 'post') # T1 before contrast, FLAIR, T1 after contrast: the order of the channels everywhere
 
 SEQUENCE_WORDS = dict(post={'post','t1ce','t1gd','t1c','ce','gd','t1post'}, flair={'flair','t2f','t2flair'}, pre={'pre','t1','t1n','t1w','t1pre'})
@@ -67,14 +68,14 @@ def guess_sequence(
     words = set(re.split('[^a-z0-9]+', stem(str(name)).lower()))
     return next((s for s,known in SEQUENCE_WORDS.items() if words & known), None)
 
-# %% ../nbs/04_io.ipynb #c018
+# %% ../nbs/04_io.ipynb #c019
 MAX_PX = 50_000_000 # Pixels of one picture
 MAX_VOXELS = 200_000_000 # Voxels of one volume or stack: 0.8 GB once in memory
 
 # What decoders raise on broken files: nearly anything, besides the errors that they define themselves
 DECODE_ERRORS = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, SyntaxError, ArithmeticError, NotImplementedError,
                  struct.error, zlib.error)
-DECODERS = ('PIL', 'nibabel', 'pydicom')
+DECODERS = ('PIL', 'nibabel', 'pydicom', 'av')
 
 @contextlib.contextmanager
 def decoding(
@@ -92,7 +93,7 @@ def decoding(
         why = (str(e).replace(str(path), name).splitlines() or [type(e).__name__])[0] if type(e).__name__!='UnidentifiedImageError' else 'its content is of no known kind'
         raise InputError(f"`{name}` cannot be read as {kind} ({why}); export it again") from e
 
-# %% ../nbs/04_io.ipynb #c021
+# %% ../nbs/04_io.ipynb #c022
 FORMATS = ('PNG', 'TIFF', 'JPEG', 'BMP')
 IMAGE_ENDINGS = ('.png', '.tif', '.tiff', '.jpg', '.jpeg', '.bmp')
 
@@ -134,7 +135,7 @@ def read_pages(
         n = im.n_frames if im.format=='TIFF' else 1
         return [page(im, i, n) for i in range(n)]
 
-# %% ../nbs/04_io.ipynb #c024
+# %% ../nbs/04_io.ipynb #c025
 def read_image(
     path, # PNG, TIFF, JPEG or BMP file
     *,
@@ -145,7 +146,7 @@ def read_image(
     if len(pages)>1: raise InputError(f"`{Path(path).name}` has {len(pages)} pages; read it with `read_stack`, or give one page")
     return pages[0]
 
-# %% ../nbs/04_io.ipynb #c032
+# %% ../nbs/04_io.ipynb #c033
 @dataclass
 class Scan:
     "One patient's images, however they arrived."
@@ -168,14 +169,14 @@ class Scan:
         warn = f', {len(self.warnings)} warning(s)' if self.warnings else ''
         return f"Scan({self.source!r}, {self.kind}: {z} slices of {y} x {x}, {'+'.join(self.sequences)}, {mm}{warn})"
 
-# %% ../nbs/04_io.ipynb #c036
+# %% ../nbs/04_io.ipynb #c037
 def copies_of_flair(
     data:np.ndarray, # `(3,...)`: pre, flair, post
 )->tuple: # Of 'pre' and 'post', those whose every voxel equals FLAIR
     "Sequences that are no images of their own but copies of FLAIR."
     return tuple(s for s,v in zip(SEQUENCES, data) if s!='flair' and np.array_equal(v, data[1]))
 
-# %% ../nbs/04_io.ipynb #c040
+# %% ../nbs/04_io.ipynb #c041
 def slice_files(
     folder, # Folder of one patient
 )->tuple[list,list]: # Images by slice number; other files that are neither images nor masks
@@ -186,7 +187,7 @@ def slice_files(
     other = sorted(f for f in files if f not in set(pictures) and f.name!='Thumbs.db')
     return sorted((f for f in pictures if not is_mask(f)), key=natural_key), other
 
-# %% ../nbs/04_io.ipynb #c043
+# %% ../nbs/04_io.ipynb #c044
 def _same(files, planes):
     "Refuse slices of unlike size or type, naming the first of each kind."
     first = planes[0]
@@ -212,7 +213,7 @@ def stack_planes(
     keep = [i for i,s in enumerate(SEQUENCES) if s not in copies_of_flair(v)]
     return v[keep].astype(np.float32), tuple(SEQUENCES[i] for i in keep)
 
-# %% ../nbs/04_io.ipynb #c048
+# %% ../nbs/04_io.ipynb #c049
 def numbering_faults(
     numbers:list, # Slice numbers in order, None where the name has none
 )->tuple[list,list]: # Numbers that occur twice; `(before, after)` of each gap
@@ -223,7 +224,7 @@ def numbering_faults(
     twice = sorted(n for n,k in Counter(known).items() if k>1)
     return twice, [(a,b) for a,b in zip(known, known[1:]) if b-a>usual]
 
-# %% ../nbs/04_io.ipynb #c051
+# %% ../nbs/04_io.ipynb #c052
 def stack_files(
     source, # Folder of slices, list of slice files, or one file
 )->tuple[list,list,str]: # Images in order, strangers beside them, and a name to show
@@ -240,7 +241,7 @@ def stack_files(
     files = sorted((Path(f) for f in source if not is_mask(f)), key=natural_key)
     return files, [], files[0].parent.name if files else ''
 
-# %% ../nbs/04_io.ipynb #c054
+# %% ../nbs/04_io.ipynb #c055
 def read_stack(
     source, # Folder of slices, list of slice files, or one file (a TIFF may have several pages)
     *,
@@ -260,14 +261,14 @@ def read_stack(
     single = isinstance(source, (str, os.PathLike)) and not Path(source).is_dir() and len(pages)==1
     return Scan(data, sequences, names=names, kind='slice' if single else 'stack', source=name, warnings=warnings)
 
-# %% ../nbs/04_io.ipynb #c061
+# %% ../nbs/04_io.ipynb #c062
 def numbered(
     n:int, # Slices of a volume
 )->tuple: # 'slice_00', 'slice_01'...
     "Names for slices that have none, all of one length so that text order is their order."
     return tuple(f'slice_{i:0{len(str(n))}d}' for i in range(n))
 
-# %% ../nbs/04_io.ipynb #c064
+# %% ../nbs/04_io.ipynb #c065
 def nifti_header(
     raw:bytes, # The first 540 bytes, uncompressed
     name:str, # File name, for messages
@@ -291,7 +292,7 @@ def nifti_header(
     if hdr.get_data_dtype().kind not in 'iuf': raise InputError(f"`{name}` holds {hdr.get_data_dtype()} voxels; expected plain grey levels")
     return hdr, cls
 
-# %% ../nbs/04_io.ipynb #c067
+# %% ../nbs/04_io.ipynb #c068
 def load_nifti(
     path, # `.nii` or `.nii.gz`
     *,
@@ -319,7 +320,7 @@ def load_nifti(
     v = v.reshape(*v.shape[:3], *[1]*(3-v.ndim)) if v.ndim<3 else v.reshape(v.shape[:3])
     return np.transpose(v, (2,1,0)), img
 
-# %% ../nbs/04_io.ipynb #c072
+# %% ../nbs/04_io.ipynb #c073
 def nifti_spacing_mm(
     img, # nibabel image
 )->tuple|None: # `(z,y,x)`, or None if the header holds no usable spacing
@@ -329,7 +330,7 @@ def nifti_spacing_mm(
     mm = nib.affines.voxel_sizes(img.affine)[::-1]*unit
     return tuple(float(s) for s in mm) if np.isfinite(mm).all() and (mm>0).all() else None
 
-# %% ../nbs/04_io.ipynb #c075
+# %% ../nbs/04_io.ipynb #c076
 def name_sequences(
     paths, # One file, several, or a dict of sequence to file
     sequences=None, # Names in the order of `paths`; by default guessed from the file names
@@ -348,7 +349,7 @@ def name_sequences(
             raise InputError(f"{' and '.join(f'`{q.name}`' for q,t in zip(paths, names) if t==s)} are both '{s}'; give one file per sequence")
     return sorted(zip(names, paths), key=lambda o: SEQUENCES.index(o[0]))
 
-# %% ../nbs/04_io.ipynb #c078
+# %% ../nbs/04_io.ipynb #c079
 def read_nifti(
     paths, # One file, several (one per sequence), or a dict of sequence to file
     *,
@@ -368,7 +369,7 @@ def read_nifti(
     warnings = [] if spacing else [f"`{name}` has no usable voxel size: volumes in mL are unknown"]
     return Scan(np.stack([v for v,_ in loaded]), tuple(s for s,_ in named), spacing, img.affine, numbered(len(first)), 'volume', name, warnings, img.header)
 
-# %% ../nbs/04_io.ipynb #c085
+# %% ../nbs/04_io.ipynb #c086
 def as_mask(
     values:np.ndarray, # Stored grey levels or labels
     name:str, # File name, for messages
@@ -384,7 +385,7 @@ def as_mask(
     raise InputError(f"`{name}` is no mask: it holds {len(found)} values besides 0 (from {found[0]:g} to {found[-1]:g}); "
                      "save it with two values, or pass `threshold`")
 
-# %% ../nbs/04_io.ipynb #c088
+# %% ../nbs/04_io.ipynb #c089
 def read_mask(
     path, # PNG, TIFF, BMP or NIfTI
     *,
@@ -394,7 +395,7 @@ def read_mask(
     if re.search(r'\.nii(\.gz)?$', Path(path).name, re.I): return as_mask(load_nifti(path)[0], Path(path).name, threshold=threshold, labels=True)
     return as_mask(read_image(path), Path(path).name, threshold=threshold)
 
-# %% ../nbs/04_io.ipynb #c090
+# %% ../nbs/04_io.ipynb #c091
 def write_mask_png(
     path, # File to write, whole or not at all
     mask:np.ndarray, # Boolean `(H,W)`
@@ -405,32 +406,47 @@ def write_mask_png(
     if mask.ndim!=2 or mask.dtype!=bool: raise ShapeError(f"write_mask_png: `mask` is {mask.dtype} {mask.shape}; expected a boolean (H,W)")
     with atomic_path(path) as tmp: Image.fromarray(mask.astype(np.uint8)*255).save(tmp, format='PNG')
 
-# %% ../nbs/04_io.ipynb #c092
+# %% ../nbs/04_io.ipynb #c093
+def _write_volume(path, v, scan):
+    "Write `(Z,Y,X)` values, of the type they have, under the geometry of a scan."
+    import nibabel as nib
+    cls = nib.Nifti2Image if isinstance(scan.header, nib.Nifti2Header) else nib.Nifti1Image
+    hdr = scan.header.copy() if scan.header is not None else cls.header_class()
+    hdr.extensions = hdr.exts_klass() # they may hold the patient's name
+    img = cls(np.ascontiguousarray(np.transpose(v, (2,1,0))), scan.affine, hdr)
+    if scan.header is None:
+        img.header.set_xyzt_units('mm' if scan.spacing_mm else 'unknown')
+        if scan.affine is not None: img.set_sform(scan.affine, 'scanner'); img.set_qform(scan.affine, 'scanner')
+        elif scan.spacing_mm: img.header.set_zooms(scan.spacing_mm[::-1])
+    img.header.set_data_dtype(v.dtype); img.header.set_slope_inter(1, 0)
+    img.header['cal_min'],img.header['cal_max'] = 0,1
+    raw = img.to_bytes()
+    with atomic_path(path) as tmp: tmp.write_bytes(gzip.compress(raw, 6, mtime=0) if Path(path).suffix=='.gz' else raw)
+
 def write_mask_nifti(
     path, # `.nii.gz` or `.nii` to write, whole or not at all
     mask:np.ndarray, # Boolean `(Z,Y,X)` on the scan's grid
     scan:Scan, # The scan it belongs to
 ):
     "A mask under the geometry of its scan: the exact inverse of reading."
-    import nibabel as nib
     mask = np.asarray(mask)
     if mask.shape!=scan.shape or mask.dtype!=bool:
         raise ShapeError(f"write_mask_nifti: `mask` is {mask.dtype} {mask.shape}; expected a boolean {tuple(scan.shape)}, the scan's grid")
-    v = np.ascontiguousarray(np.transpose(mask, (2,1,0))).astype(np.uint8)
-    cls = nib.Nifti2Image if isinstance(scan.header, nib.Nifti2Header) else nib.Nifti1Image
-    hdr = scan.header.copy() if scan.header is not None else cls.header_class()
-    hdr.extensions = hdr.exts_klass() # they may hold the patient's name
-    img = cls(v, scan.affine, hdr)
-    if scan.header is None:
-        img.header.set_xyzt_units('mm' if scan.spacing_mm else 'unknown')
-        if scan.affine is not None: img.set_sform(scan.affine, 'scanner'); img.set_qform(scan.affine, 'scanner')
-        elif scan.spacing_mm: img.header.set_zooms(scan.spacing_mm[::-1])
-    img.header.set_data_dtype(np.uint8); img.header.set_slope_inter(1, 0)
-    img.header['cal_min'],img.header['cal_max'] = 0,1
-    raw = img.to_bytes()
-    with atomic_path(path) as tmp: tmp.write_bytes(gzip.compress(raw, 6, mtime=0) if Path(path).suffix=='.gz' else raw)
+    _write_volume(path, mask.astype(np.uint8), scan)
 
 # %% ../nbs/04_io.ipynb #c098
+def write_prob_nifti(
+    path, # `.nii.gz` or `.nii` to write, whole or not at all
+    prob:np.ndarray, # `(Z,Y,X)` in [0, 1] on the scan's grid
+    scan:Scan, # The scan it belongs to
+):
+    "Probabilities under the geometry of their scan, as float32."
+    prob = np.asarray(prob)
+    if prob.shape!=scan.shape or prob.dtype==bool or not ((prob>=0) & (prob<=1)).all():
+        raise ShapeError(f"write_prob_nifti: `prob` is {prob.dtype} {prob.shape}; expected probabilities on the scan's grid, {tuple(scan.shape)}")
+    _write_volume(path, prob.astype(np.float32), scan)
+
+# %% ../nbs/04_io.ipynb #c102
 def dicom_affine(
     orientation, # ImageOrientationPatient: direction of rows' x and columns' y, 6 numbers
     pixel_spacing_mm, # PixelSpacing: between rows, then between columns
@@ -443,7 +459,7 @@ def dicom_affine(
     lps[:3,0],lps[:3,1],lps[:3,2],lps[:3,3] = o[:3]*float(pixel_spacing_mm[1]), o[3:]*float(pixel_spacing_mm[0]), step_mm, first_mm
     return np.diag([-1.,-1.,1.,1.]) @ lps
 
-# %% ../nbs/04_io.ipynb #c101
+# %% ../nbs/04_io.ipynb #c105
 def dicom_slices(
     source, # Folder (searched below too), file, or list of files
     *,
@@ -471,7 +487,7 @@ def is_dicom(
     "Whether a file is DICOM, whatever its name."
     with decoding(path, 'a file'), open(path, 'rb') as f: return f.read(132)[128:]==b'DICM'
 
-# %% ../nbs/04_io.ipynb #c105
+# %% ../nbs/04_io.ipynb #c109
 def dicom_plane(
     ds, # pydicom data set of one slice
 )->np.ndarray: # float32 `(H,W)`
@@ -484,7 +500,7 @@ def dicom_plane(
     if ds.get('PhotometricInterpretation')=='MONOCHROME1': v = 2**int(ds.BitsStored)-1-v
     return v*float(ds.get('RescaleSlope') or 1) + float(ds.get('RescaleIntercept') or 0)
 
-# %% ../nbs/04_io.ipynb #c108
+# %% ../nbs/04_io.ipynb #c112
 def sort_along_normal(
     slices:list, # pydicom data sets with position and orientation
 )->tuple[list,np.ndarray,list]: # Sorted; vector from one to the next in mm; warnings
@@ -506,7 +522,7 @@ def sort_along_normal(
     ends = [np.asarray(slices[i].ImagePositionPatient, float) for i in (0,-1)]
     return slices, (ends[1]-ends[0])/len(gaps), warn
 
-# %% ../nbs/04_io.ipynb #c111
+# %% ../nbs/04_io.ipynb #c115
 def read_dicom_series(
     source, # Folder (searched below too), file, or list of files
     *,
@@ -528,7 +544,7 @@ def read_dicom_series(
     sequence = sequence or guess_sequence(slices[0].get('SeriesDescription','')) or 'flair'
     return Scan(np.stack(planes)[None].astype(np.float32), (sequence,), spacing, affine, numbered(len(slices)), 'volume', name, warn)
 
-# %% ../nbs/04_io.ipynb #c117
+# %% ../nbs/04_io.ipynb #c121
 def _is_nifti(path): return bool(re.search(r'\.nii(\.gz)?$', Path(path).name, re.I))
 
 def read_scan(
