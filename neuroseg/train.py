@@ -67,6 +67,7 @@ class TrainConfig:
     patience:int|None = None # Stop after so many epochs without a better validation loss
     precision:str = 'float32' # 'float32' or 'bfloat16' (faster where the CPU has it)
     seed:int = 0 # Fixes every random draw
+    members:int = 1 # Networks that are averaged, trained alike but for their seed; see `fit.train_members`, since `train` trains one
     eps:float = 1e-8 # Adam's epsilon: PyTorch's default; Keras' is 1e-7
     valid_bs:int = 32 # Slices a batch of validation; the thesis' metric depends on it
     drop_last:bool = True # Leave out the last batch of an epoch where it is not full
@@ -76,7 +77,7 @@ class TrainConfig:
     def __post_init__(self):
         for k,known in CHOICES.items():
             if getattr(self,k) not in known: raise ConfigError(f"TrainConfig: {k} {getattr(self,k)!r} is not known; choose one of {', '.join(known)}")
-        if min(self.epochs, self.bs, self.valid_bs)<1: raise ConfigError(f"TrainConfig: epochs {self.epochs}, bs {self.bs}, valid_bs {self.valid_bs}; expected at least 1 of each")
+        if min(self.epochs, self.bs, self.valid_bs, self.members)<1: raise ConfigError(f"TrainConfig: epochs {self.epochs}, bs {self.bs}, valid_bs {self.valid_bs}, members {self.members}; expected at least 1 of each")
         if not (0<self.threshold<1 and 0<=self.pieces<=1): raise ConfigError(f"TrainConfig: threshold {self.threshold}, pieces {self.pieces}; expected a threshold between 0 and 1 and a share from 0 to 1")
 
 # %% ../nbs/11_train.ipynb #c014
