@@ -8,7 +8,8 @@ Docs: https://neuroseg.github.io/neuroseg/cli.html.md"""
 __all__ = ['FAILED', 'INTERRUPTED', 'COMMANDS', 'EPILOG', 'GROUPS', 'MODEL', 'THREADS', 'NO_FLIPS', 'LAYOUT', 'APP_FLAGS',
            'sentence', 'guarded', 'arg', 'command', 'Version', 'parser', 'main', 'describe', 'predict', 'phantom',
            'data_verify', 'data_fetch', 'setting', 'table', 'settings_of', 'train', 'cohort_cases', 'seen_in_training',
-           'evaluate', 'reproduce', 'figures', 'claims', 'app_command', 'check_port', 'app', 'card_lines', 'model']
+           'evaluate', 'reproduce', 'figures', 'claims', 'privacy_mark', 'privacy_check', 'app_command', 'check_port',
+           'app', 'card_lines', 'model']
 
 # %% ../nbs/18_cli.ipynb #c003
 import argparse, json, os, sys, warnings
@@ -83,7 +84,7 @@ class Version(argparse.Action):
 
 # %% ../nbs/18_cli.ipynb #c018
 EPILOG = '''neuroseg COMMAND --help tells more and gives examples.
-Exit codes: 0 done; 1 `data verify` found faults; 2 something could not be done, see the message; 130 interrupted.
+Exit codes: 0 done; 1 `data verify`, `claims` or `privacy check` found something; 2 something could not be done, see the message; 130 interrupted.
 Research use only. Not a medical device.'''
 
 def parser()->argparse.ArgumentParser: # Of the whole command line
@@ -100,7 +101,7 @@ def parser()->argparse.ArgumentParser: # Of the whole command line
         _add_command(groups[group[0]] if group else subs, last, c)
     return p
 
-GROUPS = dict(data='check or download a cohort') # Commands of two words
+GROUPS = dict(data='check or download a cohort', privacy='keep a private cohort private') # Commands of two words
 
 # %% ../nbs/18_cli.ipynb #c019
 def main(
@@ -303,7 +304,7 @@ def seen_in_training(
 )->list: # Those that the model has learnt from
     "Patients whose score would measure memory."
     learnt = (facts.get('split') or {}).get('train') or []
-    return sorted(set(patients) & set(learnt))
+    return sorted(set(patients) & set(learnt)) if isinstance(learnt, list) else [] # of a private cohort, the card holds their number alone
 
 # %% ../nbs/18_cli.ipynb #c069
 @command('evaluate',
@@ -374,6 +375,32 @@ def claims(args):
     return 1 if faults else 0
 
 # %% ../nbs/18_cli.ipynb #c080
+@command('privacy mark',
+    arg('folder', metavar='DIR', help='folder of the cohort'),
+    arg('--name', metavar='NAME', help="name that may be printed (default: 'a private cohort')"),
+    arg('--public', metavar='SOURCE', help='the cohort is public: where it comes from, and its licence'),
+    example='''neuroseg privacy mark hospital/ --name "Ward 7"
+neuroseg privacy mark brats/ --public "BraTS 2018, terms of CBICA"''')
+def privacy_mark(args):
+    "write down in the cohort's folder whether it is private"
+    from neuroseg.privacy import cohort_of, mark
+    cohort_of(args.folder) # a folder that is no cohort is told before anything is written
+    mark(args.folder, private=not args.public, name=args.name, source=args.public)
+    print(cohort_of(args.folder))
+
+@command('privacy check',
+    arg('paths', nargs='*', default=['.'], metavar='PATH', help='files and folders (default: what git holds or would add here)'),
+    arg('--cohort', metavar='DIR', help='folder of a private cohort: its names are looked for as well'),
+    example='''neuroseg privacy check
+neuroseg privacy check reports/25_fine_tuning model/ --cohort hospital/''')
+def privacy_check(args):
+    "look for what would betray a patient in notebooks, reports, pictures, models and tables; exit code 1 if there is any"
+    from neuroseg.leaks import check
+    found = check(args.paths, cohort=args.cohort)
+    print(*found, f"{len(found)} finding(s) in {len({l.file for l in found})} file(s)" if found else 'nothing found', sep='\n')
+    return 1 if found else 0
+
+# %% ../nbs/18_cli.ipynb #c085
 APP_FLAGS = {'server.address': 'localhost', 'server.maxUploadSize': 200, 'server.showEmailPrompt': 'false', 'server.fileWatcherType': 'none',
              'browser.gatherUsageStats': 'false', 'client.toolbarMode': 'minimal', 'client.showErrorDetails': 'none',
              'theme.base': 'light', 'theme.primaryColor': '#b3382c', 'theme.font': 'sans-serif'}
@@ -396,7 +423,7 @@ def check_port(
         try: s.bind(('localhost', port))
         except OSError: raise ConfigError(f'port {port} is in use; choose another one with --port') from None
 
-# %% ../nbs/18_cli.ipynb #c083
+# %% ../nbs/18_cli.ipynb #c088
 @command('app',
     arg('--port', type=int, metavar='N', help='port on this machine (default: 8501, or the next one that is free)'), MODEL,
     example='neuroseg app --port 8600')
@@ -408,7 +435,7 @@ def app(args):
     os.environ['NEUROSEG_MODEL'] = str(load_card(args.model).path) # one that cannot be used is told here rather than in the browser
     return streamlit.main(app_command(args.port), standalone_mode=False)
 
-# %% ../nbs/18_cli.ipynb #c086
+# %% ../nbs/18_cli.ipynb #c091
 def card_lines(
     facts, # Of a model card, nested
     path:str='', # Where in them
@@ -420,7 +447,7 @@ def card_lines(
     if isinstance(facts, list): facts = ', '.join(map(str, facts))
     return [f'{path}: {facts}']
 
-# %% ../nbs/18_cli.ipynb #c088
+# %% ../nbs/18_cli.ipynb #c093
 @command('model',
     arg('card', nargs='?', metavar='CARD', help='card (.json) of a model of your own (default: the shipped model)'),
     arg('--json', action='store_true', help='the whole card, for programs'),

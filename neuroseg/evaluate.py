@@ -8,7 +8,7 @@ Docs: https://neuroseg.github.io/neuroseg/evaluate.html.md"""
 __all__ = ['TEXT', 'KEYS', 'TorchSegmenter', 'flair_alone', 'evaluate_case', 'evaluate_cases', 'write_rows', 'read_rows',
            'summary_of', 'compare']
 
-# %% ../nbs/14_evaluate.ipynb #c002
+# %% ../nbs/14_evaluate.ipynb #c003
 import csv, math, time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from .io import Scan
 from .metrics import Summary, paired_ci, pooled, score_case, summarise
 from .prep import Prep
 
-# %% ../nbs/14_evaluate.ipynb #c008
+# %% ../nbs/14_evaluate.ipynb #c009
 class TorchSegmenter:
     "A torch network, scored without exporting it."
     def __init__(self,
@@ -43,7 +43,7 @@ class TorchSegmenter:
     )->np.ndarray: # float32 `(Z,Y,X)` in [0, 1], on the scan's own grid
         return prob_volume(self.run, scan, self.prep, flips=flips)
 
-# %% ../nbs/14_evaluate.ipynb #c012
+# %% ../nbs/14_evaluate.ipynb #c013
 def flair_alone(
     scan:Scan, # With a FLAIR sequence
 )->Scan: # A copy without the others
@@ -52,14 +52,14 @@ def flair_alone(
     i = scan.sequences.index('flair')
     return replace(scan, data=scan.data[i:i+1], sequences=('flair',))
 
-# %% ../nbs/14_evaluate.ipynb #c014
+# %% ../nbs/14_evaluate.ipynb #c015
 def evaluate_case(
     case, # `cases.Case`
     segmenter, # With `prob(scan, flips=...)` and `threshold`, and `pieces` where not all are kept
     *,
     empty:float, # What two empty masks count: 1, 0 or NaN
     flair_only:bool=False, # Take the other sequences away
-    flips:bool=True, # Average with the prediction for the mirrored scan
+    flips:bool|None=None, # Average with the prediction for the mirrored scan; by default as the segmenter does
     threshold:float|None=None, # Probability above which a voxel is tumour; by default the segmenter's
     surface:bool=True, # Measure distances too where the spacing is known, which needs the `train` extra
 )->dict: # One row
@@ -67,13 +67,13 @@ def evaluate_case(
     scan,targ = load_case(case)
     if flair_only: scan = flair_alone(scan)
     start = time.perf_counter()
-    prob = segmenter.prob(scan, flips=flips)
+    prob = segmenter.prob(scan) if flips is None else segmenter.prob(scan, flips=flips)
     seconds = time.perf_counter()-start
     pred = outline(prob, threshold=segmenter.threshold if threshold is None else threshold, pieces=getattr(segmenter, 'pieces', 0.))
     return dict(patient=case.patient, case=case.case, institution=case.institution, n_slices=scan.n_slices, sequences='+'.join(scan.sequences),
                 **score_case(pred, targ, spacing_mm=scan.spacing_mm, empty=empty, surface=surface), confidence=expected_dice(prob, pred), seconds=round(seconds, 3))
 
-# %% ../nbs/14_evaluate.ipynb #c017
+# %% ../nbs/14_evaluate.ipynb #c018
 def evaluate_cases(
     cases, # `cases.Case`s, one a patient
     segmenter, # With `prob(scan, flips=...)` and `threshold`, and `pieces` where not all are kept
@@ -88,7 +88,7 @@ def evaluate_cases(
     if not cases: raise ConfigError('evaluate_cases: no case was given; expected at least one, check the folder and the split')
     return [evaluate_case(c, segmenter, empty=empty, **kwargs) for c in tqdm(cases, desc='evaluate', unit='case', disable=not progress)]
 
-# %% ../nbs/14_evaluate.ipynb #c023
+# %% ../nbs/14_evaluate.ipynb #c024
 TEXT = ('patient','case','institution','sequences','fold','split','model','study') # Columns that stay text, whatever they look like
 
 def write_rows(
@@ -102,7 +102,7 @@ def write_rows(
         w = csv.DictWriter(f, columns, lineterminator='\n')
         w.writeheader(); w.writerows(rows)
 
-# %% ../nbs/14_evaluate.ipynb #c025
+# %% ../nbs/14_evaluate.ipynb #c026
 def _value(column, text):
     "The number that a field holds, None if it is empty, else its text."
     if text=='': return None
@@ -122,7 +122,7 @@ def read_rows(
     except OSError as e: raise InputError(f"`{path.name}` cannot be read ({(e.strerror or str(e)).lower()})") from e
     except (csv.Error, UnicodeDecodeError, AttributeError, TypeError) as e: raise InputError(f"`{path.name}` is no table ({e}); expected a csv with a header line") from e
 
-# %% ../nbs/14_evaluate.ipynb #c030
+# %% ../nbs/14_evaluate.ipynb #c031
 KEYS = ('dice','iou','precision','recall','hd95_mm','surface_dice','volume_error_ml','volume_error_rel') # What a summary shows where rows have it
 
 def summary_of(
@@ -141,7 +141,7 @@ def summary_of(
     conditions = f"{split}; {'seed' if len(seeds)==1 else 'seeds'} {', '.join(map(str, seeds))}; original grid. {s['conditions']}"
     return Summary(s | dict(split=split, seeds=seeds, conditions=conditions, pooled=pooled(rows, empty=empty)))
 
-# %% ../nbs/14_evaluate.ipynb #c035
+# %% ../nbs/14_evaluate.ipynb #c036
 def compare(
     rows_a:list, # One a patient
     rows_b:list, # Of the same patients, in any order

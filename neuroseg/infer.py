@@ -62,6 +62,7 @@ class ModelCard:
     path:Path = field(repr=False) # The card; the model lies beside it
     facts:dict = field(repr=False) # All that is on the card
     pieces:float = 0. # Which pieces of the mask are kept: the `share` of `masks.main_pieces`
+    flips:bool = True # Average with the prediction for the mirrored scan; several networks in one have looked from both sides already
     @property
     def onnx(self)->Path: return self.path.with_suffix('.onnx')
     def _repr_markdown_(self):
@@ -85,6 +86,7 @@ def _card_faults(facts, prep, threshold, pieces, sha256)->list: # Sentences
         (not (0<=p.margin<=1 and 0<p.context_mm<=100), 'its `margin` or `context_mm` is out of range'),
         (not 0<threshold<1, 'its `threshold` must lie between 0 and 1'),
         (not 0<=pieces<=1, 'its `pieces` must be a share from 0 to 1'),
+        (not isinstance(facts.get('flips', True), bool), 'its `flips` must be true or false'),
         (not re.fullmatch('[0-9a-f]{64}', sha256), 'its `sha256` is no SHA-256')) if bad]
 
 # %% ../nbs/13_infer.ipynb #c019
@@ -99,7 +101,7 @@ def card_from(
         prep = Prep(**{**facts['input']['prep'], 'clip':tuple(facts['input']['prep']['clip'])})
         threshold,pieces,sha = float(facts['threshold']), float(facts.get('pieces', 0)), str(facts['sha256']['onnx'])
         faults = _card_faults(facts, prep, threshold, pieces, sha)
-        card = ModelCard(str(facts['name']), str(facts['version']), prep, threshold, sha, path, facts, pieces)
+        card = ModelCard(str(facts['name']), str(facts['version']), prep, threshold, sha, path, facts, pieces, facts.get('flips', True))
     except (KeyError, TypeError, ValueError) as e: raise InputError(f"`{path.name}` is no usable model card ({type(e).__name__}: {e}); export the model again") from e
     if faults: raise InputError(f"`{path.name}` cannot be used: {faults[0]}; export the model again")
     return card
@@ -265,13 +267,13 @@ class Segmenter:
 def prob(self:Segmenter,
     scan:Scan, # The scan
     *,
-    flips:bool=True, # Average with the prediction for the mirrored scan
+    flips:bool|None=None, # Average with the prediction for the mirrored scan; by default as the card says
     tick=None, # Called with the share that is done
 )->np.ndarray: # float32 `(Z,Y,X)` in [0, 1], on the scan's own grid
     "Probability of tumour, voxel by voxel."
-    return prob_volume(self.run, scan, self.card.prep, flips=flips, tick=tick)
+    return prob_volume(self.run, scan, self.card.prep, flips=self.card.flips if flips is None else flips, tick=tick)
 
-# %% ../nbs/13_infer.ipynb #c064
+# %% ../nbs/13_infer.ipynb #c066
 def outline(
     prob:np.ndarray, # Probabilities `(Z,Y,X)`
     *,
@@ -281,7 +283,7 @@ def outline(
     "Cut probabilities at a threshold and keep the pieces that weigh enough."
     return main_pieces(prob>threshold, prob, share=pieces)
 
-# %% ../nbs/13_infer.ipynb #c067
+# %% ../nbs/13_infer.ipynb #c069
 def expected_dice(
     prob:np.ndarray, # Probabilities
     mask:np.ndarray, # Boolean, same shape
@@ -290,7 +292,7 @@ def expected_dice(
     if not mask.any(): return math.nan
     return float(2*prob[mask].sum(dtype=np.float64)/(prob.sum(dtype=np.float64) + mask.sum()))
 
-# %% ../nbs/13_infer.ipynb #c072
+# %% ../nbs/13_infer.ipynb #c074
 def head_doubts(
     flair:np.ndarray, # Axial volume `(Z,Y,X)`
     mm:tuple=None, # `(z,y,x)` between voxels; None where unknown
@@ -312,7 +314,7 @@ def head_doubts(
     if mm and not 60<=max(long, wide)<=320: return [f'what is seen is {max(long, wide):.0f} mm across: no human head?']
     return [] if .8<=long/wide<=1.7 else ['its outline is not that of a head seen from above: another part of the body, or another view?']
 
-# %% ../nbs/13_infer.ipynb #c076
+# %% ../nbs/13_infer.ipynb #c078
 def scan_warnings(
     scan:Scan, # With a FLAIR sequence
 )->list: # Sentences
@@ -329,7 +331,7 @@ def scan_warnings(
     if len(np.unique(flair[len(flair)//2]))<16: warn.append('fewer than 16 grey levels: a drawing or a mask rather than MRI?')
     return warn
 
-# %% ../nbs/13_infer.ipynb #c080
+# %% ../nbs/13_infer.ipynb #c082
 # Below this expected Dice a warning is given; a card may set its own `low_confidence`.
 # Of the 88 patients of the cross-validation (reports/23_learner/cpu/patients.csv) 15 fall below, among them 5 of the 8 whose Dice is under 0.7
 LOW_CONFIDENCE = .85
@@ -350,7 +352,7 @@ def mask_warnings(
     if share>(.25 if scan.n_slices>1 else .5): warn.append(f'the outline covers {share:.0%} of the head: hardly a lesion')
     return warn
 
-# %% ../nbs/13_infer.ipynb #c084
+# %% ../nbs/13_infer.ipynb #c086
 NOTICE = 'Research use only. Not a medical device: not for diagnosis or treatment.'
 
 @dataclass
@@ -378,7 +380,7 @@ class Segmentation:
         notes = ''.join(f'\n- {w}' for w in self.warnings)
         return f'**{self.scan.source}**\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k,v in rows) + f'\n{notes}\n\n*{NOTICE}*'
 
-# %% ../nbs/13_infer.ipynb #c086
+# %% ../nbs/13_infer.ipynb #c088
 def dropped_warnings(
     found:np.ndarray, # Boolean, all that the network marked
     kept:np.ndarray, # Boolean, the mask
@@ -387,7 +389,7 @@ def dropped_warnings(
     n_kept,n_left = np.count_nonzero(kept), np.count_nonzero(found & ~kept)
     return [f'pieces of {n_left:,} voxels beside the outline were left out, as this model keeps only the main one: look whether there is a second lesion'] if n_left>.1*n_kept else []
 
-# %% ../nbs/13_infer.ipynb #c089
+# %% ../nbs/13_infer.ipynb #c091
 def _check_threshold(threshold):
     "Refuse what is no probability."
     if not 0<threshold<1: raise ConfigError(f"threshold={threshold} must lie between 0 and 1")
@@ -404,7 +406,7 @@ def at(self:Segmentation,
     return replace(self, mask=mask, threshold=threshold, confidence=confidence, stats=lesion_stats(mask, self.scan.spacing_mm),
                    warnings=self.notes + mask_warnings(mask, self.scan, confidence, low=low) + dropped_warnings(self.prob>threshold, mask))
 
-# %% ../nbs/13_infer.ipynb #c092
+# %% ../nbs/13_infer.ipynb #c094
 def input_files(
     source, # What `read_scan` takes
 )->list: # Paths
@@ -417,13 +419,13 @@ def input_files(
     pictures = slice_files(source/'images' if (source/'images').is_dir() and not slice_files(source)[0] else source)[0]
     return volumes or pictures or sorted(f for f in source.rglob('*') if f.is_file() and not f.name.startswith('.'))
 
-# %% ../nbs/13_infer.ipynb #c095
+# %% ../nbs/13_infer.ipynb #c097
 @patch
 def segment(self:Segmenter,
     source, # A `Scan`, or what `read_scan` takes: a file, a folder of slices, NIfTI files, a DICOM folder
     *,
     threshold:float|None=None, # Above which a voxel is tumour; by default the card's
-    flips:bool=True, # Average with the prediction for the mirrored scan
+    flips:bool|None=None, # Average with the prediction for the mirrored scan; by default as the card says
     tick=None, # Called with the share that is done
 )->Segmentation: # On the scan's own grid
     "Outline the tumour in a scan."
@@ -436,7 +438,7 @@ def segment(self:Segmenter,
     result = Segmentation(None, prob, scan, math.nan, {}, [], self.card, threshold, 0., files, notes).at(threshold)
     return replace(result, seconds=time.perf_counter()-start)
 
-# %% ../nbs/13_infer.ipynb #c101
+# %% ../nbs/13_infer.ipynb #c103
 _loaded = {}
 
 def segment(
@@ -445,7 +447,7 @@ def segment(
     model=None, # Name of a shipped model or path of a card; by default as in `load_card`
     threads:int|None=None, # Threads that compute; by default one a core
     threshold:float|None=None, # Above which a voxel is tumour; by default the card's
-    flips:bool=True, # Average with the prediction for the mirrored scan
+    flips:bool|None=None, # Average with the prediction for the mirrored scan; by default as the card says
 )->Segmentation: # With mask, probability, volume, confidence and warnings
     "Outline the tumour in one scan."
     card = load_card(model)
@@ -455,7 +457,7 @@ def segment(
         _loaded[key] = Segmenter(card, threads=threads)
     return _loaded[key].segment(source, threshold=threshold, flips=flips)
 
-# %% ../nbs/13_infer.ipynb #c105
+# %% ../nbs/13_infer.ipynb #c107
 ORANGE = (230,159,0) # Of Okabe and Ito's colours: told from grey by everybody
 
 def overlay(
@@ -470,7 +472,7 @@ def overlay(
     alpha = np.where(boundary(mask), 1., fill*mask)[...,None]
     return (rgb*(1-alpha) + np.array(colour)*alpha).round().astype(np.uint8)
 
-# %% ../nbs/13_infer.ipynb #c107
+# %% ../nbs/13_infer.ipynb #c109
 def pick_slices(
     area_px, # Mask pixels of each slice
     n:int=12, # At most so many
@@ -480,7 +482,7 @@ def pick_slices(
     lo,hi = (max(found[0]-1, 0), min(found[-1]+1, len(area_px)-1)) if len(found) else (0, len(area_px)-1)
     return sorted({int(round(i)) for i in np.linspace(lo, hi, min(n, hi-lo+1))})
 
-# %% ../nbs/13_infer.ipynb #c109
+# %% ../nbs/13_infer.ipynb #c111
 def tiles(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`
@@ -501,7 +503,7 @@ def tiles(
         return Image.fromarray(overlay(image, outline>0))
     return [(k, draw(k)) for k in pick_slices(m.sum((1,2)), n)]
 
-# %% ../nbs/13_infer.ipynb #c112
+# %% ../nbs/13_infer.ipynb #c114
 def preview(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`
@@ -523,7 +525,7 @@ def preview(
     draw.text((4,rows*h+2), caption.encode('ascii', 'replace').decode(), fill=(180,180,180))
     return canvas
 
-# %% ../nbs/13_infer.ipynb #c116
+# %% ../nbs/13_infer.ipynb #c118
 @patch
 def report(self:Segmentation,
     case:str|None=None, # Name of the case; by default the name of the scan
@@ -538,7 +540,7 @@ def report(self:Segmentation,
         input=[dict(name=f.name, sha256=sha256_file(f)) for f in self.files], seconds=round(self.seconds, 3), warnings=self.warnings,
         neuroseg=neuroseg.__version__, notice=NOTICE)
 
-# %% ../nbs/13_infer.ipynb #c118
+# %% ../nbs/13_infer.ipynb #c120
 OURS = re.compile(r'mask\.nii\.gz|mask\.png|masks(/.+_mask\.png)?|preview\.png|report\.json')
 
 def replaceable(
@@ -550,7 +552,7 @@ def replaceable(
     except InputError: return False
     return ours and all(OURS.fullmatch(f.relative_to(folder).as_posix()) for f in folder.rglob('*'))
 
-# %% ../nbs/13_infer.ipynb #c121
+# %% ../nbs/13_infer.ipynb #c123
 @patch
 def save(self:Segmentation,
     folder, # Of this case; its parents are made if need be
@@ -569,7 +571,7 @@ def save(self:Segmentation,
         write_json(tmp/'report.json', said)
     return said
 
-# %% ../nbs/13_infer.ipynb #c127
+# %% ../nbs/13_infer.ipynb #c129
 @dataclass
 class Found:
     "One scan among the inputs."
@@ -581,7 +583,7 @@ def _found(source, path=None, name=None, notes=()):
     path = Path(source if path is None else path).absolute()
     return Found(source, (*path.parent.parts, name or (stem(path) if not path.is_dir() else path.name) or 'scan'), list(notes))
 
-# %% ../nbs/13_infer.ipynb #c129
+# %% ../nbs/13_infer.ipynb #c131
 SEQUENCE_LIKE = set().union(*SEQUENCE_WORDS.values()) | {'t2','t2w','adc','dwi'} # words that tell files of one patient apart
 
 def group_sequences(
@@ -599,7 +601,7 @@ def group_sequences(
         else: found.append(_found(known if len(known)>1 else known[0], known[0], name or parent.name, [f'not a known sequence, ignored: {f.name}' for f in fs if f not in known]))
     return found
 
-# %% ../nbs/13_infer.ipynb #c132
+# %% ../nbs/13_infer.ipynb #c134
 def expand(
     path:Path, # A file or folder that was given
     *,
@@ -619,7 +621,7 @@ def expand(
     whole = not folders or not depth or (path/'images').is_dir() or slice_files(path)[0] or any(is_dicom(f) for f in islice((f for f in path.rglob('*') if f.is_file()), 20))
     return [_found(path)] if whole else [f for p in folders for f in expand(p, skip=skip, depth=depth-1)]
 
-# %% ../nbs/13_infer.ipynb #c135
+# %% ../nbs/13_infer.ipynb #c137
 def case_names(
     found:list, # `Found`
 )->list: # One name each, all different
@@ -635,7 +637,7 @@ def case_names(
         if not longer: raise ConfigError(f"`{parts[clash[0]][-1]}` is given twice, or in two formats; give it once, since each scan writes to a folder of its name")
         for i in longer: depth[i] += 1
 
-# %% ../nbs/13_infer.ipynb #c138
+# %% ../nbs/13_infer.ipynb #c140
 def predict_case(
     segmenter:Segmenter,
     found:Found, # The scan
@@ -652,7 +654,7 @@ def predict_case(
     except NeurosegError as e: return dict(case=folder.name, error=str(e))
     except MemoryError: return dict(case=folder.name, error=f"`{folder.name}` needs more memory than there is; crop it, or close other programs")
 
-# %% ../nbs/13_infer.ipynb #c142
+# %% ../nbs/13_infer.ipynb #c144
 def predict_cases(
     inputs, # A path or many: slices, folders of slices, NIfTI volumes, DICOM folders, folders of these
     out, # Folder for the results; one folder a case is made in it
@@ -660,7 +662,7 @@ def predict_cases(
     model=None, # Name of a shipped model or path of a card; by default as in `load_card`
     threads:int|None=None, # Threads that compute; by default one a core
     threshold:float|None=None, # Above which a voxel is tumour; by default the card's
-    flips:bool=True, # Average with the prediction for the mirrored scan
+    flips:bool|None=None, # Average with the prediction for the mirrored scan; by default as the card says
     progress:bool=False, # Show a bar
 )->list: # A report a case; one that failed has the key `error`
     "Segment many scans; one that cannot be read does not stop the others."
