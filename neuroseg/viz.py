@@ -572,14 +572,14 @@ def lr_finder(
 # %% ../nbs/15_viz.ipynb #c094
 @styled
 def fold_curves(
-    history, # Rows an epoch: fold, epoch (from 0), train_loss, valid_loss, pooled_dice
+    history, # Rows an epoch: fold, member where a model has several networks, epoch (from 0), train_loss, valid_loss, pooled_dice
 ): # Figure
-    "Loss and validation Dice of every fold, and their means."
+    "Loss and validation Dice of every training, and their means."
     f = as_frame(history)
     fig, (left, right) = new_figure(1, 2, height_in=2.4)
     for ax,columns in ((left, dict(train='train_loss', valid='valid_loss')), (right, dict(valid='pooled_dice'))):
         for role,name in columns.items():
-            for _,g in f.groupby('fold'): ax.plot(g['epoch']+1, g[name], color=colour(role), lw=.7, alpha=.5)
+            for _,g in f.groupby([k for k in ('fold','member') if k in f]): ax.plot(g['epoch']+1, g[name], color=colour(role), lw=.7, alpha=.5)
             mean = f.groupby('epoch')[name].mean()
             ax.plot(mean.index+1, mean, color=colour(role), lw=2.2, label=f'{role}, mean')
         ax.set_xlabel('epoch')
