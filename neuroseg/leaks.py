@@ -403,14 +403,19 @@ def file_leaks(
     excused = bool(voucher(file, rules)) if any(KINDS[k][1] for k,_ in found) else False
     return [Leak(name, place, kind) for kind,place in dict.fromkeys(found) if not (excused and KINDS[kind][1])]
 
+def _project(path): # The nearest folder above with a pyproject.toml or .git, else the working folder
+    "Where a path belongs."
+    here = Path.cwd() if path.is_relative_to(Path.cwd()) else path if path.is_dir() else path.parent
+    return next((p for p in (path, *path.parents) if (p/'pyproject.toml').is_file() or (p/'.git').exists()), here)
+
 def check(
     paths=('.',), # Files and folders
     *,
-    root=None, # Of the project, for its rules; None: the nearest folder above with a pyproject.toml or .git
+    root=None, # Of the project, for its rules; None: the nearest folder above that is one
     cohort=None, # Folder of a private cohort whose names are looked for
 )->list[Leak]:
     "Look for what would betray a patient."
     paths = [Path(p).resolve() for p in paths]
-    if root is None: root = next((p for p in (paths[0], *paths[0].parents) if (p/'pyproject.toml').is_file() or (p/'.git').exists()), paths[0] if paths[0].is_dir() else paths[0].parent)
+    if root is None: root = _project(paths[0])
     rules = rules_of(Path(root).resolve(), cohort)
     return [leak for f in dict.fromkeys(f for p in paths for f in listed(p)) for leak in file_leaks(f, rules)]

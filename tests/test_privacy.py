@@ -1,0 +1,302 @@
+"What the guard catches, what it lets through, and that nothing of a private cohort gets out of a run."
+import base64, io, json, shutil, struct, subprocess, sys, zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, tracked_files
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from neuroseg import leaks, privacy
+from neuroseg.cli import main
+from neuroseg.core import OutputError, read_json, write_json
+from neuroseg.phantom import write_phantom_hospital
+
+# Planted, in pieces, so that this file is not its own find
+SECRET = 'MIL' 'LER'
+HOME = '/'.join(['', 'home', 'dr.mi' 'ller', 'mri'])
+UID = '.'.join(['1.2.276.0.7230010', '3.1.4.8323329', '5576.1517874381'])
+
+
+def picture(form='PNG', **how):
+    with io.BytesIO() as f:
+        Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(f, form, **how)
+        return f.getvalue()
+
+
+def text_chunk():
+    note = PngInfo()
+    note.add_text('Description', SECRET)
+    return note
+
+
+def exif(thumbnail=b''):
+    e = Image.Exif()
+    e[315] = SECRET
+    return e.tobytes() + thumbnail
+
+
+def notebook(*outputs, source='1', **cell):
+    return json.dumps(dict(nbformat=4, nbformat_minor=5, metadata={}, cells=[dict(cell_type='code', source=source, metadata={}, execution_count=1, outputs=list(outputs), **cell)])).encode()
+
+
+def data(**mime): return dict(output_type='display_data', metadata={}, data=mime)
+
+
+def stream(text): return dict(output_type='stream', name='stderr', text=text)
+
+
+def proto(n, body):
+    "A field of a protobuf message."
+    size = len(body)
+    return bytes([n << 3 | 2]) + (bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])) + body
+
+
+def nifti(at=0, text=b'', extension=0):
+    head = bytearray(352)
+    head[:4], head[344:348] = struct.pack('<i', 348), b'n+1\0'
+    head[at:at+len(text)] = text
+    head[348] = extension
+    return bytes(head) + bytes(64)
+
+
+def npz(**arrays):
+    with io.BytesIO() as f:
+        np.savez(f, **arrays)
+        return f.getvalue()
+
+
+def b64(blob): return base64.b64encode(blob).decode()
+
+
+def weights(**meta):
+    head = json.dumps(dict(__metadata__=meta)).encode()
+    return struct.pack('<Q', len(head)) + head
+
+
+TABLE = '<table><thead><tr><th></th><th>patient</th><th>dice</th></tr></thead><tbody><tr><th>0</th><td>%s</td><td>0.9</td></tr></tbody></table>'
+
+# What was planted: file, its bytes, the kind that must catch it, and where it says it is
+PLANTED = {
+    'image output': ('a.ipynb', notebook(data(**{'image/png': b64(picture())})), 'notebook picture', 'cell 1, output 1'),
+    'SVG output': ('a.ipynb', notebook(data(**{'image/svg+xml': '<svg/>'})), 'notebook picture', 'cell 1, output 1'),
+    'attachment': ('a.ipynb', notebook(attachments={'x.png': {'image/png': b64(picture())}}), 'attachment', 'cell 1'),
+    'text in the picture of an output': ('a.ipynb', notebook(data(**{'image/png': b64(picture(pnginfo=text_chunk()))})), 'picture text', 'cell 1, output 1, chunk tEXt'),
+    'picture in Markdown': ('a.ipynb', notebook(source=f'![](data:image/png;base64,{b64(picture())})'), 'embedded picture', 'cell 1'),
+    'picture in a page': ('a.html', f'<img src="data:image/jpeg;base64,{b64(picture("JPEG"))}">'.encode(), 'embedded picture', 'file'),
+    'picture in JSON': ('a.json', json.dumps(dict(preview=b64(picture()))).encode(), 'embedded picture', 'file'),
+    'picture in SVG': ('a.svg', f'<svg><image href="data:image/png;base64,{b64(picture())}"/></svg>'.encode(), 'embedded picture', 'file'),
+    'screenshot': ('a.png', picture(), 'picture', 'file'),
+    'PNG text chunk': ('a.png', picture(pnginfo=text_chunk()), 'picture text', 'chunk tEXt'),
+    'after the end of a PNG': ('a.png', picture() + SECRET.encode(), 'picture text', 'after the last chunk'),
+    'JPEG comment': ('a.jpg', picture('JPEG', comment=SECRET.encode()), 'picture text', 'JPEG comment'),
+    'EXIF in JPEG': ('a.jpg', picture('JPEG', exif=exif()), 'EXIF', 'segment APP1'),
+    'EXIF in PNG': ('a.png', picture(exif=exif()), 'EXIF', 'chunk eXIf'),
+    'thumbnail in EXIF': ('a.jpg', picture('JPEG', exif=exif(picture('JPEG'))), 'thumbnail', 'segment APP1'),
+    'TIFF description': ('a.tif', picture('TIFF', description=SECRET), 'TIFF tag', 'tag ImageDescription'),
+    'TIFF artist': ('a.tif', picture('TIFF', artist=SECRET), 'TIFF tag', 'tag Artist'),
+    'path in a traceback': ('a.ipynb', notebook(dict(output_type='error', ename='E', evalue='x', traceback=[f'\x1b[31m{HOME}/1.png\x1b[0m'])), 'path', 'cell 1, output 1'),
+    'home folder in code': ('a.py', f'folder = "{HOME}"\n'.encode(), 'path', 'line 1'),
+    'Windows path in a log': ('a.log', b'\nreading D:\\PACS\\export\n', 'path', 'line 2'),
+    'share in a log': ('a.log', b'from \\\\radiology01\\scans\n', 'path', 'line 1'),
+    'name in a title': ('a.ipynb', notebook(source=f'# Scan of {SECRET}^ANN'.replace('#', '"'), ).replace(b'"code"', b'"markdown"'), 'patient field', 'cell 1, line 1'),
+    'name in the title of a page': ('a.html', b'<title>Patient: Ann Miller</title>', 'patient field', 'line 1'),
+    'field of a DICOM header in JSON': ('a.json', json.dumps(dict(PatientName=SECRET)).encode(), 'patient field', 'line 1'),
+    'date of birth': ('a.yml.txt', b'birth_date: 1971-02-03', 'patient field', 'line 1'),
+    'DICOM identifier': ('a.ipynb', notebook(data(**{'text/plain': f"'{UID}'"})), 'DICOM UID', 'cell 1, output 1'),
+    'DICOM header': ('a.ipynb', notebook(stream("(0010,0020) Patient ID  LO: '77'")), 'DICOM header', 'cell 1, output 1'),
+    'DICOM file': ('IM000001', bytes(128) + b'DICM', 'scan', 'file'),
+    'progress bar': ('a.ipynb', notebook(stream(f'{SECRET.lower()}_7:  40%|####      | 4/10')), 'progress bar', 'cell 1, output 1'),
+    'table of patients': ('a.csv', b'patient,dice\nMiller,0.9\n', 'patient rows', 'table'),
+    'table of patients, German': ('a.csv', b'\xef\xbb\xbfdice;Case\n0,9;7\n', 'patient rows', 'table'),
+    'table in a notebook': ('a.ipynb', notebook(data(**{'text/html': TABLE % 'Miller'})), 'patient rows', 'cell 1, output 1'),
+    'table as text': ('a.ipynb', notebook(data(**{'text/plain': '  patient  dice\n0  Miller   0.9'})), 'patient rows', 'cell 1, output 1'),
+    'rows in JSON': ('a.json', json.dumps(dict(worst=[dict(patient='P4', dice=.2)])).encode(), 'patient rows', 'worst'),
+    'split on a card': ('a.json', json.dumps(dict(split=dict(train=['Miller', 'Stone']))).encode(), 'patient list', 'split.train'),
+    'cached array': ('a.npz', npz(x=np.zeros((3, 32, 32), np.uint8)), 'array', 'x'),
+    'names in an array': ('a.npz', npz(who=np.array(['Miller'])), 'array', 'who'),
+    'volume': ('a.nii', nifti(), 'scan', 'file'),
+    'NIfTI description': ('a.nii', nifti(148, b'Miller'), 'NIfTI header', 'descrip'),
+    'NIfTI database': ('a.nii', nifti(14, b'PACS 7'), 'NIfTI header', 'db_name'),
+    'NIfTI auxiliary file': ('a.nii', nifti(228, b'miller.nii'), 'NIfTI header', 'aux_file'),
+    'NIfTI extension': ('a.nii', nifti(extension=1), 'NIfTI header', 'extension'),
+    'ONNX doc string': ('a.onnx', proto(6, SECRET.encode()), 'ONNX text', 'doc string of the model'),
+    'ONNX doc string of an operation': ('a.onnx', proto(7, proto(1, proto(4, b'Relu') + proto(6, HOME.encode()))), 'ONNX text', 'doc string of an operation'),
+    'ONNX metadata': ('a.onnx', proto(14, proto(1, b'who') + proto(2, SECRET.encode())), 'ONNX text', 'metadata of the model'),
+    'safetensors metadata': ('a.safetensors', weights(format='pt', patients=SECRET), 'safetensors text', 'metadata'),
+    'PDF author': ('a.pdf', b'%PDF-1.4\n<< /Author (Dr Miller) >>', 'PDF metadata', 'information'),
+    'pickle': ('a.pkl', b'\x80\x04.', 'opaque file', 'file'),
+    'workbook': ('a.xlsx', b'PK', 'opaque file', 'file'),
+    'unknown bytes': ('a.bin', b'\xff\xfe\xfd\x00', 'opaque file', 'file'),
+    'folder of a private cohort': ('cohort.json', b'{"private": true}', 'private cohort', 'file')}
+
+
+@pytest.fixture
+def project(tmp_path):
+    "A folder that is a project, and a way to put a file into it."
+    root = tmp_path.resolve()/'project'
+    root.mkdir()
+    (root/'pyproject.toml').touch()
+    def put(name, blob):
+        (root/name).parent.mkdir(parents=True, exist_ok=True)
+        (root/name).write_bytes(blob)
+        return root
+    return put
+
+
+@pytest.mark.parametrize('what', PLANTED)
+def test_a_planted_leak_is_caught(project, what):
+    "By its own kind and at its place, and without a word of what it is."
+    name, blob, kind, place = PLANTED[what]
+    root = project(name, blob)
+    found = leaks.check([root])
+    assert (kind, place) in {(l.kind, l.place) for l in found}
+    assert not any(w in str(l) for l in found for w in (SECRET, SECRET.title(), HOME, UID))
+
+
+@pytest.mark.parametrize('what', PLANTED)
+def test_without_its_reader_it_would_be_missed(project, what, monkeypatch):
+    "Each kind is found by itself: nothing else reports it."
+    name, blob, kind, place = PLANTED[what]
+    found = {l.kind for l in leaks.check([project(name, blob)])}
+    assert found - {kind} <= {'picture', 'scan', 'embedded picture', 'notebook picture', 'EXIF', 'DICOM header', 'attachment'}
+
+
+def test_the_kinds_are_all_planted(): assert {p[2] for p in PLANTED.values()} | {'name', 'user name'} == set(leaks.KINDS)
+
+
+PUBLIC = {'a.ipynb': notebook(data(**{'image/png': b64(picture()), 'text/html': TABLE % 'P1'}), stream('fold 0:  40%|####      |')),
+          'figures/a.png': picture(), 'patients.csv': b'patient,dice\npatient1,0.9\n', 'a.html': f'<img src="data:image/png;base64,{b64(picture())}">'.encode()}
+
+
+@pytest.mark.parametrize('record,clean', [
+    (dict(cohort=dict(private=False, source='BraTS 2018')), True), (dict(data_hash=next(iter(leaks.PUBLISHED))), True),
+    (dict(cohort=dict(private=True)), False), (dict(data_hash='0'*64), False), (dict(cohort=dict(name='x')), False), ({}, False)])
+def test_a_report_of_a_public_cohort_raises_no_alarm(project, record, clean):
+    for name, blob in PUBLIC.items(): root = project(f'reports/10_coin/cpu/{name}', blob)
+    write_json(root/'reports/10_coin/cpu/run.json', record)
+    assert ({l.kind for l in leaks.check([root])} == set()) == clean
+
+
+def test_a_public_cohort_excuses_no_path(project):
+    root = project('run/a.ipynb', notebook(stream(f'{HOME}/1.png')))
+    write_json(root/'run/run.json', dict(cohort=dict(private=False, source='CC BY')))
+    assert [l.kind for l in leaks.check([root])] == ['path']
+
+
+def test_the_nearest_voucher_decides(project):
+    "A private run inside a public folder is private."
+    root = project('reports/private_cpu/a.png', picture())
+    write_json(root/'reports/run.json', dict(cohort=dict(private=False, source='CC BY')))
+    write_json(root/'reports/private_cpu/run.json', dict(cohort=dict(private=True)))
+    assert [l.kind for l in leaks.check([root])] == ['picture']
+
+
+@pytest.mark.parametrize('text', ['/home/me/x', 'Dice 0.84, class 1.2.840.10008.5.1.4.1.1.4', 'patient: nobody', '45% of slices', 'version 1.2.3.4.5.6', 'x^2 and R^T', 'https://a.b/home/x', 'f(0010, 0020)'])
+def test_plain_text_raises_no_alarm(project, text): assert leaks.check([project('a.txt', text.encode())]) == []
+
+
+def test_the_login_is_found(project, monkeypatch):
+    monkeypatch.setattr(leaks.getpass, 'getuser', lambda: 'drmiller')
+    root = project('a.txt', b'run by drmiller')
+    assert [l.kind for l in leaks.check([root])] == ['user name']
+    project('a.txt', b'run by drmillers')
+    assert leaks.check([root]) == []
+
+
+def test_the_committed_repository_is_clean():
+    "Everything that git holds or would add."
+    assert [str(l) for l in leaks.check([ROOT]) if l.file in tracked_files()] == []
+
+
+def test_the_repository_is_not_clean_by_chance(repo_copy):
+    "Were the stored runs not vouched for, their pictures would be found."
+    (repo_copy/'reports/20_exploration/cpu/run.json').unlink()
+    (repo_copy/'pyproject.toml').write_text('')
+    found = {(l.file.split('/')[0], l.kind) for l in leaks.check([repo_copy])}
+    assert {('reports', 'picture'), ('reports', 'notebook picture'), ('reports', 'embedded picture'), ('nbs', 'notebook picture'), ('neuroseg', 'scan')} <= found
+
+
+@pytest.fixture
+def hospital(tmp_path):
+    "A synthetic cohort whose patients have names."
+    folder = write_phantom_hospital(tmp_path.resolve()/'ward7', n_patients=6, size_px=48, n_slices=6)
+    for n, name in enumerate(('Ann_Miller', 'Bob_Stone', 'Cleo_Brown', 'Dora_Young', 'Eve_Green', 'Fred_Long'), 1): (folder/f'patient{n}').rename(folder/name)
+    return folder
+
+
+def test_the_names_of_a_cohort_are_found(project, hospital):
+    root = project('a.md', b'as in the case of bob stone')
+    project('Eve_Green.txt', b'')
+    assert leaks.check([root]) == []
+    assert {(l.file, l.kind) for l in leaks.check([root], cohort=hospital)} == {('a.md', 'name'), ('Eve_Green.txt', 'name')}
+
+
+def test_the_command_says_it_by_its_exit_code(project, capsys):
+    root = project('a.png', picture())
+    assert main(['privacy', 'check', str(root)]) == 1
+    assert capsys.readouterr().out.splitlines() == ['a.png: file: picture: a picture of no public cohort', '1 finding(s) in 1 file(s)']
+    (root/'a.png').unlink()
+    assert main(['privacy', 'check', str(root)]) == 0
+
+
+def test_the_hook_is_the_command():
+    import yaml
+    hooks = yaml.safe_load((ROOT/'.pre-commit-hooks.yaml').read_text(encoding='utf-8'))
+    own = yaml.safe_load((ROOT/'.pre-commit-config.yaml').read_text(encoding='utf-8'))['repos'][0]['hooks']
+    assert [h['entry'] for h in hooks] == ['neuroseg privacy check'] and own[0]['entry'].endswith(hooks[0]['entry']) and own[0]['id'] == hooks[0]['id']
+
+
+# What may leave
+
+def test_numbers_are_drawn_once_and_by_lot(hospital, tmp_path):
+    first = privacy.opaque(privacy.cohort_of(hospital))
+    assert privacy.opaque(privacy.cohort_of(hospital)) == first and sorted(first.values()) == [f'P{n}' for n in range(1, 7)]
+    shutil.copytree(hospital/'Ann_Miller', hospital/'Gil_Short')
+    later = privacy.opaque(privacy.cohort_of(hospital))
+    assert {k: v for k, v in later.items() if k in first} == first and later['Gil_Short'] == 'P7'
+    orders = set()
+    for _ in range(8):
+        shutil.rmtree(hospital/privacy.STATE)
+        orders.add(tuple(privacy.opaque(privacy.cohort_of(hospital)).values()))
+    assert len(orders) > 1, 'the order of the names would tell the numbers'
+
+
+def test_two_processes_draw_the_same_numbers(hospital):
+    code = f'from neuroseg.privacy import *; print(opaque(cohort_of({str(hospital)!r})))'
+    runs = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(3)]
+    assert len({r.communicate()[0] for r in runs}) == 1
+
+
+def test_a_cohort_that_cannot_be_written_to_is_numbered_all_the_same(hospital, monkeypatch):
+    def refuse(*args, **kwargs): raise PermissionError(13, 'no')
+    monkeypatch.setattr(Path, 'mkdir', refuse)
+    cohort = privacy.cohort_of(hospital)
+    assert privacy.opaque(cohort) == privacy.opaque(cohort) and not (hospital/privacy.STATE).exists()
+    assert privacy.own_cache(cohort) != hospital/privacy.STATE
+
+
+@pytest.mark.parametrize('raised', [KeyError('Ann_Miller'), OSError(2, 'gone', '/x/Ann_Miller/1.png'), UnicodeDecodeError('utf-8', b'x', 0, 1, 'Ann_Miller'), AssertionError(), OutputError('Ann_Miller')])
+def test_no_exception_carries_a_name(hospital, raised):
+    import traceback
+    with pytest.raises(Exception) as e:
+        with privacy.guarded(privacy.cohort_of(hospital)): raise raised
+    assert 'Miller' not in ''.join(traceback.format_exception_only(e.value)) + repr(e.value.__context__) + str(e.value.__context__)
+
+
+def test_a_guard_ends_with_its_block(hospital, monkeypatch):
+    monkeypatch.setenv('NEUROSEG_CACHE', 'before')
+    import logging, os
+    streams, factory = (sys.stdout, sys.stderr), logging.getLogRecordFactory()
+    with pytest.raises(Exception):
+        with privacy.guarded(privacy.cohort_of(hospital)): raise ValueError
+    assert (sys.stdout, sys.stderr) == streams and logging.getLogRecordFactory() is factory and os.environ['NEUROSEG_CACHE'] == 'before'
+
+
+def test_what_nobody_calls_public_is_private(hospital, tmp_path):
+    assert privacy.cohort_of(hospital).private and 'ward7' not in json.dumps(privacy.cohort_of(hospital).facts)
+    with open(hospital/'cohort.csv', 'w') as f: f.write('patient,case\n' + ''.join(f'{p.name},Brats18_TCIA01_{n}_1\n' for n, p in enumerate(sorted(hospital.iterdir())) if p.is_dir()))
+    assert not privacy.cohort_of(hospital).private
+    privacy.mark(hospital)
+    assert privacy.cohort_of(hospital).private
