@@ -403,14 +403,15 @@ def privacy_check(args):
 # %% ../nbs/18_cli.ipynb #c085
 APP_FLAGS = {'server.address': 'localhost', 'server.maxUploadSize': 200, 'server.showEmailPrompt': 'false', 'server.fileWatcherType': 'none',
              'browser.gatherUsageStats': 'false', 'client.toolbarMode': 'minimal', 'client.showErrorDetails': 'none',
-             'theme.base': 'light', 'theme.primaryColor': '#b3382c', 'theme.font': 'sans-serif'}
+             'logger.level': 'error', 'theme.light.primaryColor': '#b3382c', 'theme.dark.primaryColor': '#ff9a8b', 'theme.font': 'sans-serif'}
 
 def app_command(
     port:int|None=None, # By default 8501, or the next one that is free
+    address:str='localhost', # Where to listen; '0.0.0.0' for the whole network
 )->list: # Words after `streamlit`
-    "How the application is started: on this machine only, with nothing sent anywhere."
+    "How the application is started: on this machine only unless told otherwise, with nothing sent anywhere."
     import neuroseg
-    flags = APP_FLAGS | ({} if port is None else {'server.port': port})
+    flags = APP_FLAGS | {'server.address': address} | ({} if port is None else {'server.port': port})
     return ['run', str(Path(neuroseg.__file__).parent/'app.py'), *(f'--{k}={v}' for k,v in flags.items())]
 
 def check_port(
@@ -425,7 +426,8 @@ def check_port(
 
 # %% ../nbs/18_cli.ipynb #c088
 @command('app',
-    arg('--port', type=int, metavar='N', help='port on this machine (default: 8501, or the next one that is free)'), MODEL,
+    arg('--port', type=int, metavar='N', help='port on this machine (default: 8501, or the next one that is free)'),
+    arg('--address', default='localhost', metavar='HOST', help='where to listen: localhost is this machine only, 0.0.0.0 the whole network, without any login (default: localhost)'), MODEL,
     example='neuroseg app --port 8600')
 def app(args):
     "start the web application on this machine; Ctrl-C stops it"
@@ -433,7 +435,7 @@ def app(args):
     streamlit = need('streamlit.web.cli', extra='app')
     from neuroseg.infer import load_card
     os.environ['NEUROSEG_MODEL'] = str(load_card(args.model).path) # one that cannot be used is told here rather than in the browser
-    return streamlit.main(app_command(args.port), standalone_mode=False)
+    return streamlit.main(app_command(args.port, args.address), standalone_mode=False)
 
 # %% ../nbs/18_cli.ipynb #c091
 def card_lines(
