@@ -7,7 +7,7 @@ Docs: https://neuroseg.github.io/neuroseg/train.html.md"""
 # %% auto #0
 __all__ = ['LOSSES', 'OPTIMIZERS', 'CHOICES', 'THESIS_RECIPE', 'FORMER', 'LRFound', 'TrainConfig', 'config_dict', 'config_from',
            'stored_config', 'config_diff', 'SliceLoader', 'PooledDice', 'ThesisDice', 'EpochSeed', 'BFloat16',
-           'WeightAverage', 'make_learner', 'find_lr', 'save_weights', 'load_weights', 'learner_state',
+           'WeightAverage', 'open_layers', 'make_learner', 'find_lr', 'save_weights', 'load_weights', 'learner_state',
            'save_checkpoint', 'checkpoint_meta', 'load_checkpoint', 'write_history', 'read_history', 'Checkpoint',
            'resume', 'finished', 'hand_out', 'train', 'ZeroMean', 'dynamic_unet']
 
@@ -26,6 +26,7 @@ import fastai.callback.schedule # `Learner.fit_one_cycle` and `lr_find`
 import numpy as np
 import torch
 from fastai.basics import Callback, CancelFitException, DataLoaders, Learner, Metric, OptimWrapper
+from fastai.callback.training import BnFreeze
 from fastai.data.load import DataLoader
 from fastai.vision.models.unet import DynamicUnet
 from fastcore.basics import patch
@@ -42,7 +43,7 @@ LOSSES = {'dice_bce': DiceBCELoss, 'mixed_dice_bce': MixedDiceBCELoss, 'thesis':
           'slice_tversky_bce': partial(SliceTverskyBCELoss, missed=.7, wrong=.3)}
 OPTIMIZERS = {'adamw': torch.optim.AdamW, 'adam': torch.optim.Adam}
 CHOICES = dict(loss=(*LOSSES,), optimizer=(*OPTIMIZERS,), schedule=('one_cycle','flat'), sampling=('patient','all'),
-               keep=('last','best'), precision=('float32','bfloat16'))
+               keep=('last','best'), precision=('float32','bfloat16'), layers=('all','decoder','head','norm'))
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -66,6 +67,7 @@ class TrainConfig:
     keep:str = 'last' # Weights handed out at the end: 'last', or 'best' by validation loss
     patience:int|None = None # Stop after so many epochs without a better validation loss
     precision:str = 'float32' # 'float32' or 'bfloat16' (faster where the CPU has it)
+    layers:str = 'all' # That learn: 'all', or only some of a network that has learnt before, see `open_layers`
     seed:int = 0 # Fixes every random draw
     members:int = 1 # Networks that are averaged, trained alike but for their seed; see `fit.train_members`, since `train` trains one
     eps:float = 1e-8 # Adam's epsilon: PyTorch's default; Keras' is 1e-7
@@ -232,6 +234,18 @@ def after_validate(self:WeightAverage):
     if self.swapped: self.swap()
 
 # %% ../nbs/11_train.ipynb #c054
+def open_layers(
+    model:nn.Module, # A network
+    layers:str, # 'all'; 'decoder': all but the encoder; 'head': the last convolution; 'norm': scales and shifts of batch normalisation
+)->nn.Module: # The same module
+    "Leave some layers open to learning and close the others."
+    norms = {f'{name}.{k}' for name,m in model.named_modules() if isinstance(m, nn.BatchNorm2d) for k in ('weight','bias')}
+    kinds = dict(all=lambda k: True, decoder=lambda k: not k.startswith(('encoder.','down.')), head=lambda k: k.startswith('head.'), norm=norms.__contains__)
+    for k,p in model.named_parameters(): p.requires_grad_(kinds[layers](k))
+    if not any(p.requires_grad for p in model.parameters()): raise ConfigError(f"open_layers: this network has no layers that are called {layers!r}; choose 'all'")
+    return model
+
+# %% ../nbs/11_train.ipynb #c057
 def make_learner(
     cfg:TrainConfig,
     train_set:SliceSet,
@@ -244,15 +258,16 @@ def make_learner(
         if s.n_channels!=cfg.n_in: raise ConfigError(f"make_learner: the slices have {s.n_channels} channels, `n_in` is {cfg.n_in}; set n_in={s.n_channels}, or prepare them with another context")
     seed_everything(cfg.seed)
     model = build_model(cfg.model, n_in=cfg.n_in, pretrained=cfg.pretrained).to(memory_format=torch.channels_last)
-    model.to('cuda' if torch.cuda.is_available() else 'cpu')
+    open_layers(model, cfg.layers).to('cuda' if torch.cuda.is_available() else 'cpu')
     dls = DataLoaders(SliceLoader(train_set, cfg, True), SliceLoader(valid_set, cfg, False, valid_bs or cfg.valid_bs))
     opt = lambda params, lr, **kw: OptimWrapper(params, opt=OPTIMIZERS[cfg.optimizer], lr=lr, eps=cfg.eps)
     cbs = [EpochSeed(cfg.seed)]
     if cfg.ema: cbs.append(WeightAverage(cfg.ema))
+    if cfg.layers!='all': cbs.append(BnFreeze())
     if cfg.precision=='bfloat16': cbs.append(BFloat16())
     return Learner(dls, model, LOSSES[cfg.loss](), opt_func=opt, lr=cfg.lr, wd=cfg.wd, metrics=[PooledDice(), ThesisDice()], cbs=cbs)
 
-# %% ../nbs/11_train.ipynb #c059
+# %% ../nbs/11_train.ipynb #c062
 LRFound = namedtuple('LRFound', 'lr lrs losses')
 
 def find_lr(
@@ -270,7 +285,7 @@ def find_lr(
         found = learn.lr_find(start_lr=lr_from, end_lr=lr_to, num_it=n_steps, show_plot=False)
     return LRFound(found.valley, np.array(learn.recorder.lrs), np.array([float(l) for l in learn.recorder.losses]))
 
-# %% ../nbs/11_train.ipynb #c064
+# %% ../nbs/11_train.ipynb #c067
 def save_weights(
     learn:Learner,
     path:Path, # `.safetensors`
@@ -280,7 +295,7 @@ def save_weights(
     w = learn.weight_average.avg if hasattr(learn,'weight_average') else learn.model.state_dict()
     with atomic_path(path) as tmp: tmp.write_bytes(st.save({k:v.detach().cpu().contiguous() for k,v in w.items()}))
 
-# %% ../nbs/11_train.ipynb #c068
+# %% ../nbs/11_train.ipynb #c071
 @contextmanager
 def _opening(path, is_what):
     "Turn what a damaged or foreign safetensors file raises into one sentence."
@@ -301,7 +316,7 @@ def load_weights(
     model.load_state_dict(w)
     return model.eval()
 
-# %% ../nbs/11_train.ipynb #c071
+# %% ../nbs/11_train.ipynb #c074
 def learner_state(
     learn:Learner,
 )->dict: # Name to tensor
@@ -311,7 +326,7 @@ def learner_state(
     if hasattr(learn, 'weight_average'): out |= {f'avg.{k}':v for k,v in learn.weight_average.avg.items()}
     return {k:v.detach().cpu().contiguous() for k,v in out.items()}
 
-# %% ../nbs/11_train.ipynb #c075
+# %% ../nbs/11_train.ipynb #c078
 def save_checkpoint(
     learn:Learner,
     path:Path, # `.safetensors`
@@ -322,14 +337,14 @@ def save_checkpoint(
     if hasattr(learn, 'weight_average'): meta = {**meta, 'avg_n':learn.weight_average.n}
     with atomic_path(path) as tmp: tmp.write_bytes(st.save(learner_state(learn), metadata={'run':json.dumps(meta)}))
 
-# %% ../nbs/11_train.ipynb #c077
+# %% ../nbs/11_train.ipynb #c080
 def checkpoint_meta(
     path:Path, # `.safetensors` written by `save_checkpoint`
 )->dict: # Its facts
     "What a checkpoint says about itself, without loading a tensor."
     with _opening(path, 'a checkpoint') as st, st.safe_open(path, 'pt') as f: return json.loads(f.metadata()['run'])
 
-# %% ../nbs/11_train.ipynb #c079
+# %% ../nbs/11_train.ipynb #c082
 def _like(v, ref):
     "`v` with the device and memory layout of `ref`, so that arithmetic runs in the same order as before."
     return torch.empty_like(ref, dtype=v.dtype).copy_(v) if v.shape==ref.shape else v
@@ -355,7 +370,7 @@ def load_checkpoint(
     if hasattr(learn, 'weight_average'): learn.weight_average.avg,learn.weight_average.n = {k:_like(v, weights[k]) for k,v in part('avg.').items()},meta['avg_n']
     return meta
 
-# %% ../nbs/11_train.ipynb #c081
+# %% ../nbs/11_train.ipynb #c084
 def write_history(
     path:Path, # `history.csv`
     rows:list, # One dict an epoch
@@ -372,7 +387,7 @@ def read_history(
     except OSError as e: raise InputError(f"`{Path(path).name}` cannot be read; expected the log of a training in `{Path(path).parent.name}`") from e
     return [{k: int(v) if k=='epoch' else float(v) for k,v in row.items()} for row in csv.DictReader(text.splitlines())]
 
-# %% ../nbs/11_train.ipynb #c083
+# %% ../nbs/11_train.ipynb #c086
 class Checkpoint(Callback):
     "After each epoch: one row of history.csv, a checkpoint to resume from, the best weights, and early stopping."
     order = 60
@@ -390,7 +405,7 @@ class Checkpoint(Callback):
         names,values = self.recorder.metric_names[1:-1], self.recorder.log[1:]
         return {'epoch':self.epoch, **dict(zip(names, map(float,values))), 'train_s':round(self.train_s,1)}
 
-# %% ../nbs/11_train.ipynb #c086
+# %% ../nbs/11_train.ipynb #c089
 @patch
 def after_epoch(self:Checkpoint):
     if self.epoch<self.start: return # fastai runs through the finished epochs without training
@@ -407,7 +422,7 @@ def after_epoch(self:Checkpoint):
         'smooth':[mean.count, float(mean.val)], 'config':config_dict(self.cfg), 'data':self.data})
     if self.cfg.patience and self.epoch-self.best['epoch']>=self.cfg.patience: raise CancelFitException
 
-# %% ../nbs/11_train.ipynb #c093
+# %% ../nbs/11_train.ipynb #c096
 def resume(
     learn:Learner, # As `make_learner` makes it
     folder:Path, # Of the run
@@ -424,7 +439,7 @@ def resume(
     if meta.get('data') not in (None, data): raise RunError(f"train: `{path.parent.name}` holds a checkpoint of a training on other slices; choose another folder or delete it")
     return load_checkpoint(learn, path)
 
-# %% ../nbs/11_train.ipynb #c096
+# %% ../nbs/11_train.ipynb #c099
 def finished(
     meta:dict|None, # Facts of a checkpoint
     cfg:TrainConfig,
@@ -433,7 +448,7 @@ def finished(
     if not meta: return False
     return meta['next_epoch']>=cfg.epochs or bool(cfg.patience and meta['next_epoch']-1-meta['best']['epoch']>=cfg.patience)
 
-# %% ../nbs/11_train.ipynb #c098
+# %% ../nbs/11_train.ipynb #c101
 def hand_out(
     learn:Learner,
     folder:Path, # Of the run
@@ -447,7 +462,7 @@ def hand_out(
     learn.model.eval()
     return learn
 
-# %% ../nbs/11_train.ipynb #c101
+# %% ../nbs/11_train.ipynb #c104
 @contextmanager
 def _quiet(learn, progress):
     "No bars and rows if not wanted; an error of ours without fastai's remark on the callback; no autocast left open."
@@ -464,6 +479,7 @@ def train(
     valid_set:SliceSet, # Watched every epoch; decides only where `cfg.keep` or `cfg.patience` say so
     folder:Path, # Gets config.json, history.csv, checkpoint.safetensors, weights.safetensors
     *,
+    start:Path|None=None, # `.safetensors` of the same network, to begin with; None: as `cfg` says
     progress:bool=True, # Show bars
     cbs:list=(), # More fastai callbacks
 )->Learner: # With the weights it hands out
@@ -477,14 +493,15 @@ def train(
     meta = resume(learn, folder, cfg, data)
     side = train_set.x.shape[-1]
     if side!=cfg.prep.size_px: raise ConfigError(f"train: the slices have {side} pixels a side, `prep.size_px` is {cfg.prep.size_px}; prepare them with the recipe's own `prep`")
-    start = meta['next_epoch'] if meta else 0
+    if start and not meta: load_weights(learn.model, start)
+    first = meta['next_epoch'] if meta else 0
     write_json(folder/'config.json', config_dict(cfg))
     if not finished(meta, cfg):
         fit = learn.fit_one_cycle if cfg.schedule=='one_cycle' else learn.fit
-        with _quiet(learn, progress): fit(cfg.epochs, cfg.lr, cbs=[Checkpoint(folder, cfg, start, meta, data), *cbs], start_epoch=start)
+        with _quiet(learn, progress): fit(cfg.epochs, cfg.lr, cbs=[Checkpoint(folder, cfg, first, meta, data), *cbs], start_epoch=first)
     return hand_out(learn, folder, cfg)
 
-# %% ../nbs/11_train.ipynb #c122
+# %% ../nbs/11_train.ipynb #c128
 class ZeroMean(nn.Module):
     "[0, 1] to about zero mean and unit spread, as ImageNet encoders were trained."
     def forward(self, x): return (x-.5)*4
