@@ -64,6 +64,17 @@ def stage_reports(stage:Path):
     if index.exists(): index.rename(index.with_name('index.md'))
 
 
+def stage_datasheet(
+    stage:Path, # The folder of the staged site
+    cfg, # nbdev's configuration
+):
+    "Put the datasheet of the cohorts beside the pages."
+    def _target(path):
+        if path.startswith('nbs/') and path.endswith('.ipynb'): return f"/{staged(path.removeprefix('nbs/'))}"
+        return f'/{path}' if (stage/path).exists() else f'{cfg.git_url}/blob/{cfg.branch}/{path}'
+    (stage/'datasheet.md').write_text(relink((ROOT/'DATASHEET.md').read_text(encoding='utf-8'), _target), encoding='utf-8')
+
+
 def stage_page(
     page:Path, # A notebook as nbdev staged it, say `_proc/00_core.ipynb`
     stage:Path, # The folder of the staged site
@@ -99,11 +110,12 @@ def site(dest:Path):
     pages = sorted(stage.rglob('*.ipynb'))
     stage_reports(stage)
     for page in pages: stage_page(page, stage, cfg)
+    stage_datasheet(stage, cfg)
     nav = yaml.safe_load((stage/'sidebar.yml').read_text())
     contents = [{**entry, 'contents': [staged(p) for p in entry['contents']]} if isinstance(entry, dict) else staged(entry)
                 for entry in nav['website']['sidebar']['contents']]
     runs = [p.relative_to(stage).as_posix() for p in sorted((stage/'reports').rglob('*')) if p.suffix in ('.ipynb', '.md')]
-    nav['website']['sidebar']['contents'] = contents + ([{'section': 'reports', 'contents': runs}] if runs else [])
+    nav['website']['sidebar']['contents'] = contents + ['datasheet.md'] + ([{'section': 'reports', 'contents': runs}] if runs else [])
     (stage/'sidebar.yml').write_text(yaml.safe_dump(nav, sort_keys=False))
     base = yaml.safe_load((stage/'nbdev.yml').read_text())
     del base['format-links'] # Quarto's way to offer Markdown copies; smalldocs has its own, `llms-txt`

@@ -282,7 +282,7 @@ def test_no_exception_carries_a_name(hospital, raised):
     import traceback
     with pytest.raises(Exception) as e:
         with privacy.guarded(privacy.cohort_of(hospital)): raise raised
-    assert 'Miller' not in ''.join(traceback.format_exception_only(e.value)) + repr(e.value.__context__) + str(e.value.__context__)
+    assert 'Miller' not in ''.join(traceback.format_exception_only(e.value)) and e.value.__context__ is e.value.__cause__ is None
 
 
 def test_a_guard_ends_with_its_block(hospital, monkeypatch):
@@ -300,3 +300,99 @@ def test_what_nobody_calls_public_is_private(hospital, tmp_path):
     assert not privacy.cohort_of(hospital).private
     privacy.mark(hospital)
     assert privacy.cohort_of(hospital).private
+
+
+# A whole run
+
+STUDY = ('import numpy as np, sys\nfrom IPython.display import Markdown\nfrom neuroseg import report, viz\nfrom neuroseg.cases import find_cases, load_case\nfrom neuroseg.report import StudyRun',
+         'report.SUMMARIES["10_ward"] = lambda run: dict(mean=float(viz.table(run, "patients")["lesion_px"].mean()), worst=viz.table(run, "patients").to_dict("records")[:1],'
+         ' headline="Lesions.", answer="The mean lesion is known; ask Ann_Miller.")',
+         'def dots(run):\n    fig, ax = viz.new_figure(height_in=1)\n    ax.plot(viz.table(run, "patients")["lesion_px"])\n    return fig\nviz.FIGURES["10_ward"] = dict(dots=dots)',
+         'run = StudyRun("10_ward", profile=profile, out=out, cohort=cohort)\nfolder = run.cohort(cohort)\ncases = find_cases(folder)\nprint(folder, cases[0])\ncases[0].folder',
+         'rows = []\nfor c in cases:\n    scan, mask = load_case(c)\n    print("reading", c.case, file=sys.stderr)\n'
+         '    run.panel(c.case, np.ascontiguousarray(scan.data[0,1]).astype(np.uint8), label=c.patient)\n    rows.append(dict(patient=c.patient, lesion_px=int(mask.sum())))',
+         'run.table("patients", rows)', 'run.figure("dots")', 'from PIL import Image\nImage.fromarray(mask[1])', '%s', 'found = run.finish("0"*64)\nMarkdown(found["answer"])')
+
+
+def private_study(root, hospital, extra='1', **params):
+    "A study of a private cohort that says and shows whatever it can."
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+    from neuroseg import report
+    cells = [new_markdown_cell('# A ward\n\n> Who?'), new_code_cell('profile = "smoke"\nout = None\ncohort = None', metadata={'tags': ['parameters']}),
+             *(new_code_cell(extra if c == '%s' else c) for c in STUDY)]
+    (root/'nbs/studies').mkdir(parents=True, exist_ok=True)
+    (root/'reports/10_ward').mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(metadata={'kernelspec': dict(display_name='python3', language='python', name='python3')}, cells=cells), root/'nbs/studies/10_ward.ipynb')
+    (root/'reports/10_ward/params.yml').write_text('smoke: {}')
+    return report.run_study('10', root=root, progress=False, cohort=str(hospital), **params)
+
+
+def everything(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
+
+
+@pytest.fixture
+def repo(tmp_path, monkeypatch):
+    "A repository, and places for caches and temporary files that can be looked through."
+    pytest.importorskip('papermill'), pytest.importorskip('torch')
+    root = tmp_path.resolve()/'repo'
+    for name in ('tmp', 'cache', 'ipython'): (tmp_path.resolve()/name).mkdir()
+    monkeypatch.setenv('NEUROSEG_CACHE', str(tmp_path.resolve()/'cache'))
+    monkeypatch.setenv('TMPDIR', str(tmp_path.resolve()/'tmp'))
+    monkeypatch.setattr('tempfile.tempdir', None)
+    return root
+
+
+def betrayed(tmp_path, hospital, but=()):
+    "Files outside the cohort's own folder that hold a name of it or one of its pictures."
+    from neuroseg.privacy import cohort_of, name_pattern
+    cohort = cohort_of(hospital)
+    pattern, scans = name_pattern(cohort), [f.read_bytes()[-200:-20] for c in cohort.cases for f in c.images]
+    return [n for n, b in everything(tmp_path).items() if not (tmp_path.resolve()/n).is_relative_to(hospital) and n not in but
+            and (pattern.search(b.decode('utf-8', 'ignore')) or pattern.search(n) or any(s in b for s in scans))]
+
+
+def test_a_private_run_leaves_nothing_outside_the_cohort(repo, hospital, tmp_path, capfd):
+    run = private_study(repo, hospital, extra='from neuroseg.data import slice_set\nfrom neuroseg.prep import Prep\nlen(slice_set(cases, Prep(size_px=32), progress=True))')
+    assert run.name == 'private_smoke' and betrayed(tmp_path, hospital, but=('repo/nbs/studies/10_ward.ipynb',)) == []
+    said = capfd.readouterr()
+    assert not any(w in said.out + said.err for w in ('Miller', 'Stone', str(hospital)))
+    assert list((tmp_path/'cache').rglob('*')) == [] and list((hospital/'.neuroseg'/'prepared').iterdir())
+    found, record = read_json(run/'summary.json'), read_json(run/'run.json')
+    assert found['worst'] == '1 withheld' and 'P' in found['answer'] and found['mean'] > 0
+    assert record['cohort'] == dict(name='a private cohort', private=True, source='private: nobody has called it public', patients=6) and record['data_hash'].startswith('keyed:')
+    assert (run/'patients.csv').read_text().splitlines()[0].startswith('column,patients,values,mean') and len((run/'patients.csv').read_text().splitlines()) == 2
+    nb = json.loads((run/'notebook.ipynb').read_text(encoding='utf-8'))
+    shown = [base64.b64decode(o['data']['image/png']) for c in nb['cells'] for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
+    assert shown == [(run/'figures/dots.png').read_bytes()], 'the figure that went through StudyRun, and no slice'
+    assert not (run/'.private.json').exists() and leaks.check([run], root=run, cohort=hospital) != [], 'were it not a drawing, the picture would be found'
+    assert {l.kind for l in leaks.check([run], root=run, cohort=hospital)} <= {'picture', 'notebook picture', 'embedded picture'}
+
+
+def test_a_private_run_that_fails_leaves_nothing_either(repo, hospital, tmp_path):
+    with pytest.raises(Exception) as e: private_study(repo, hospital, extra='raise ValueError(f"{cases[1].folder} of {cases[1].patient}")')
+    assert 'ValueError' in str(e.value) and not any(w in str(e.value) for w in ('Bob', 'Stone', 'ward7'))
+    assert (repo/'reports/10_ward/private_smoke.failed/failed.ipynb').is_file()
+    # the study's own source, which the test wrote, names one
+    assert betrayed(tmp_path, hospital, but=('repo/nbs/studies/10_ward.ipynb',)) == []
+
+
+def test_a_study_that_writes_by_itself_is_stopped(repo, hospital, tmp_path):
+    extra = '(run.folder/"notes.txt").write_text(cases[0].patient)\nImage.fromarray(np.zeros((9,9), np.uint8)).save(run.folder/"mine.png")\nnp.save(run.folder/"x.npy", np.zeros((40,40)))'
+    with pytest.raises(Exception, match='would betray patients') as e: private_study(repo, hospital, extra=extra)
+    assert [w in str(e.value) for w in ('mine.png: file: picture', 'notes.txt: line 1: name', 'x.npy: array: array')] == [True]*3
+    assert not (repo/'reports/10_ward/private_smoke').exists() and betrayed(tmp_path, hospital, but=('repo/nbs/studies/10_ward.ipynb',)) == []
+
+
+def test_results_of_a_private_cohort_stay_out_of_git(hospital, tmp_path):
+    assert subprocess.run(['git', 'check-ignore', '-q', 'reports/25_x/private_cpu/run.json'], cwd=ROOT).returncode in (0, 128)
+    cohort = privacy.cohort_of(hospital)
+    privacy.check_place(ROOT/'reports/25_x/private_cpu', cohort)
+    if (ROOT/'.git').exists():
+        with pytest.raises(OutputError, match='git does not ignore'): privacy.check_place(ROOT/'reports/25_x/cpu', cohort)
+
+
+def test_four_patients_are_no_statistic(repo, hospital):
+    for name in ('Eve_Green', 'Fred_Long'): shutil.rmtree(hospital/name)
+    run = private_study(repo, hospital)
+    assert (run/'patients.csv').read_text().splitlines()[0] == 'column,patients,values,mean' and read_json(run/'summary.json')['answer'] == privacy.FEW
