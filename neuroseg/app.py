@@ -8,7 +8,8 @@ Docs: https://neuroseg.github.io/neuroseg/app.html.md"""
 __all__ = ['st', 'AT_ONCE', 'GATE', 'LOADED', 'LOADING', 'Result', 'segment_found', 'turn', 'segment_uploads', 'bundle',
            'nifti_bytes', 'agreement', 'shared_card', 'shared_segmenter', 't', 'tell', 'choose_language', 'score_rows',
            'sidebar', 'load_own', 'Choice', 'choose', 'run', 'current_results', 'extent_chart', 'Look', 'look_controls',
-           'caption', 'pictures', 'numbers', 'take_away', 'compare', 'show', 'icon', 'body', 'warm', 'page']
+           'caption', 'pictures', 'numbers', 'take_away', 'compare', 'told', 'show', 'parts', 'icon', 'body', 'warm',
+           'page']
 
 # %% ../nbs/17_app.ipynb #c003
 import sys
@@ -410,8 +411,8 @@ def compare(
             try: result.truth = read_reference(store(files, d), result.found.scan)
             except NeurosegError as e: error = str(e)
         st.session_state.compared = id(result.found), key, error
-        st.rerun(scope='fragment') # the pictures above may show it now
-    if not key and result.truth is not None: result.truth = None; st.rerun(scope='fragment')
+        st.rerun() # the pictures above may show it now
+    if not key and result.truth is not None: result.truth = None; st.rerun()
     if key and before[2]: st.error(tell(before[2]))
     if result.truth is None: return
     try: rows = agreement(seg, result.truth, surface=st.toggle(t('surfaces'), key=f'surfaces {id(result.found)}'))
@@ -421,11 +422,28 @@ def compare(
     st.caption(t('difference')+': '+t('difference_here'))
 
 # %% ../nbs/17_app.ipynb #c058
+@contextmanager
+def told():
+    "A fault becomes a sentence on the page. Of one of ours the log gets the place in the code, and no name or value from the visitor's files."
+    try: yield
+    except NeurosegError as e: st.error(tell(str(e)))
+    except Exception as e:
+        where = traceback.extract_tb(e.__traceback__)[-1]
+        print(f'neuroseg: {type(e).__name__} in {where.name}, line {where.lineno}', file=sys.stderr)
+        st.error(t('fault'))
+
+# %% ../nbs/17_app.ipynb #c062
 @st.fragment
 def show(
     result:Result,
 ):
     "One scan: pictures on the left, numbers on the right, extent and comparison below. A slider redraws this part only."
+    with told(): parts(result)
+
+def parts(
+    result:Result,
+):
+    "What `show` draws."
     left,right = st.columns([5,2], gap='large')
     with left:
         how = look_controls(result)
@@ -446,7 +464,7 @@ def icon(): # PIL image, for the browser's tab
     head,lesion = x**2/.6 + y**2 < .95, (x-.2)**2 + (y+.25)**2 < .09
     return Image.fromarray(np.where(lesion[...,None], RED, np.where(head, 120, 255)[...,None]).astype(np.uint8))
 
-# %% ../nbs/17_app.ipynb #c060
+# %% ../nbs/17_app.ipynb #c064
 def body():
     "The page, top to bottom."
     st.title('NeuroSeg', anchor=False)
@@ -469,11 +487,6 @@ def warm(card):
     except NeurosegError: pass
 
 def page():
-    "The whole application. A fault of ours is told in a sentence; the log gets its place in the code, and no name or value from the visitor's files."
+    "The whole application."
     st.set_page_config('NeuroSeg', icon(), layout='wide', menu_items={'Get help':None, 'Report a bug':None, 'About':None})
-    try: body()
-    except NeurosegError as e: st.error(tell(str(e)))
-    except Exception as e:
-        where = traceback.extract_tb(e.__traceback__)[-1]
-        print(f'neuroseg: {type(e).__name__} in {where.name}, line {where.lineno}', file=sys.stderr)
-        st.error(t('fault'))
+    with told(): body()

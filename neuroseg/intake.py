@@ -9,7 +9,7 @@ __all__ = ['MAX_UPLOAD_MB', 'MAX_FILES', 'MAX_UNPACKED_MB', 'MAX_VISIT_VOXELS', 
            'arrange', 'arrange_folder', 'check_size', 'read_found', 'read_reference', 'own_model']
 
 # %% ../nbs/29_intake.ipynb #c003
-import gzip, re, zipfile
+import gzip, re, warnings, zipfile
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -98,6 +98,7 @@ def by_series(
         if 'Rows' not in ds: continue # a directory of the disc, a report
         found = series.setdefault(str(ds.get('SeriesInstanceUID', '')), Found([], (harmless(str(ds.get('SeriesDescription', '')).strip()) or 'DICOM',)))
         found.source.append(f)
+    if files and not series: raise InputError(f'`{files[0].name}` is DICOM but no image; give the slices of one series')
     return list(series.values())
 
 # %% ../nbs/29_intake.ipynb #c020
@@ -149,7 +150,9 @@ def _voxels(path):
         return int(ds.get('Rows') or 0)*int(ds.get('Columns') or 0)
     if kind!='picture': return 0
     from PIL import Image
-    with decoding(path, 'a picture'), Image.open(path, formats=FORMATS) as im: return im.width*im.height*getattr(im, 'n_frames', 1)*(1 if im.mode in ('1','L','I','F','I;16') else 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # of Pillow, on size and odd tags
+        with decoding(path, 'a picture'), Image.open(path, formats=FORMATS) as im: return im.width*im.height*getattr(im, 'n_frames', 1)*(1 if im.mode in ('1','L','I','F','I;16') else 3)
 
 def check_size(
     found:list, # `infer.Found`

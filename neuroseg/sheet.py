@@ -24,7 +24,7 @@ def measured(
     s,found,scan = seg.stats, seg.stats['n_px']>0, seg.scan
     def _t(key): return say(key, lang)
     rows = [(_t('volume'), _t('unknown') if seg.volume_ml is None else f'{seg.volume_ml:.1f} mL'), (_t('voxels'), f"{s['n_px']:,}"),
-            (_t('pieces').lower(), s['n_components']), (say('slices_of', lang, n=scan.n_slices), s['n_slices'])]
+            (_t('pieces').lower(), s['n_components']), (say('slices_of', lang, n=scan.n_slices).lower(), s['n_slices'])]
     if s['largest_ml'] and s['n_components']>1: rows.insert(1, (_t('largest'), f"{s['largest_ml']:.1f} mL"))
     mm = ' x '.join(f'{v:.3g}' for v in scan.spacing_mm[::-1])+' mm' if scan.spacing_mm else _t('unknown')
     rows += [(_t('confidence').lower(), f'{seg.confidence:.2f}' if found else '-'), (_t('threshold_word'), f'{seg.threshold:.2f}'),

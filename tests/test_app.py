@@ -314,9 +314,11 @@ def test_one_bad_file_among_good_ones(page, volume):
     assert len(page.error) == 1 and 'Lesion, mL' in metrics(page)
 
 
-def test_a_fault_of_ours_is_a_sentence_and_the_log_names_nobody(page, volume, monkeypatch, capsys):
+@pytest.mark.parametrize('part', ['views', 'picture'])
+def test_a_fault_of_ours_is_a_sentence_and_the_log_names_nobody(page, volume, monkeypatch, capsys, part):
+    "Whether it happens while segmenting or while a slider redraws the pictures."
     def broken(*a, **k): raise RuntimeError('patient Anna')
-    monkeypatch.setattr(app, 'views', broken)
+    monkeypatch.setattr(app, part, broken)
     upload(page, volume)
     assert [e.value for e in page.error] == [say('fault')]
     log = capsys.readouterr()
