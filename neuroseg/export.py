@@ -67,8 +67,7 @@ class StoredNet(nn.Module):
         own = {k.partition('/')[2].replace('/','.'): v for k,v in self.named_buffers() if k.startswith(f'{i}/')}
         return {k: v.float()*own[f'{k}.step'] if f'{k}.step' in own else v.float() for k,v in own.items() if not k.endswith('.step')}
     def forward(self, x):
-        def view(a, i): return a.flip(-1) if i%2 else a # every other network looks from the other side
-        probs = [view(functional_call(m, self.weights(i), (view(x, i),)).sigmoid(), i) for i,m in enumerate(self.models)]
+        probs = [functional_call(m, self.weights(i), (x,)).sigmoid() for i,m in enumerate(self.models)]
         return torch.stack(probs).mean(0) if len(probs)>1 else probs[0]
 
 # %% ../nbs/12_export.ipynb #c022

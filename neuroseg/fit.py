@@ -165,9 +165,8 @@ def write_model(
 )->Path: # Of the card, still without a score
     "Export a model with all that is known before it is scored."
     licence = 'CC BY-NC-SA 4.0' if set(split['train']) & set(FOLDS) else None # what was learnt from the LGG cohort inherits its terms
-    alone = len(nets)==1 # several have seen the scan from both sides, and share the space of one
-    return export_model(nets, run/'model', name=name, cfg=cfg, bits=16 if alone else 8,
-                        card=dict(version='1', licence=licence, threshold=cfg.threshold, pieces=cfg.pieces, flips=alone, split=split, data=data))
+    bits = 16 if len(nets)==1 else 8 # several share the space of one
+    return export_model(nets, run/'model', name=name, cfg=cfg, bits=bits, card=dict(version='1', licence=licence, threshold=cfg.threshold, pieces=cfg.pieces, split=split, data=data))
 
 # %% ../nbs/20_fit.ipynb #c034
 def fit_cohort(
