@@ -59,7 +59,7 @@ class Leak:
 
 # %% ../nbs/33_leaks.ipynb #c010
 NOBODY = frozenset('me you user username name runner jovyan somebody someone'.split()) # Users that stand in examples
-HOME = re.compile(r'(?<![\w.~-])(?:/home|/Users|[A-Za-z]:[\\/]{1,2}Users)[\\/]{1,2}(?P<user>[A-Za-z][\w.-]*)|(?<![\w.~-])/root/\.?\w')
+HOME = re.compile(r'(?<![\w.~-])(?:/home|/Users|[A-Za-z]:[\\/]{1,2}Users)[\\/]{1,2}(?P<user>[A-Za-z][\w.-]*)|(?<![\w.~-])/roo[t]/\.?\w')
 PLACE = re.compile(r'(?<![\w.~:/-])/(?:mnt|media|Volumes|srv|scratch|nfs|gpfs|tmp|private/var|var/folders|opt/data|data)/[\w.-]|(?<![A-Za-z0-9])[A-Z]:\\{1,2}[\w -]{2,}|(?<!\\)\\\\[A-Za-z][\w.-]+\\[\w$]')
 UID = re.compile(r'(?<![\w.])[012](?:\.(?:0|[1-9]\d*)){5,}(?![\w.])')
 TAGS = re.compile(r'\((?:0008|0010|0018|0020|0040), ?[0-9A-Fa-f]{4}\)\s*\S')

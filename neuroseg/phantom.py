@@ -19,7 +19,7 @@ import numpy as np
 from dataclasses import dataclass
 from pathlib import Path
 from fastcore.basics import patch
-from .core import InputError, atomic_dir, atomic_path, need
+from .core import InputError, atomic_dir, atomic_path, need, write_json
 
 # %% ../nbs/02_phantom.ipynb #c008
 BOX_MM = 300. # Fields repeat beyond this box around the patient
@@ -667,9 +667,10 @@ def write_phantom_hospital(
     with atomic_dir(dest) as tmp:
         for n in range(1, n_patients+1):
             write_hospital_slices(tmp/f'patient{n}', phantom_patient(n, seed=seed, size_px=size_px, n_slices=n_slices, kind='gbm'))
+        write_json(tmp/'cohort.json', dict(name='phantoms', private=False, source='synthetic patients of neuroseg.phantom'))
     return Path(dest)
 
-# %% ../nbs/02_phantom.ipynb #c157
+# %% ../nbs/02_phantom.ipynb #c158
 def write_phantom_nifti(
     dest, # Folder for the files
     *,

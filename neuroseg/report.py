@@ -170,8 +170,8 @@ def panel(self:StudyRun,
     label:str='', # What a figure writes beside it
 ):
     "Store a picture of slices for figures."
+    if self.inner!=self.folder: picture, name, label = schematic(*picture.shape[:2]), *map(scrubber(self.about), (name, label))
     file = self.folder/'panels'/f'{name}.png'
-    if self.inner!=self.folder: picture, label = schematic(*picture.shape[:2]), scrubber(self.about)(label)
     with atomic_path(file) as tmp: need('PIL.Image', extra='reproduce').fromarray(picture).save(tmp, optimize=True)
     if self.inner!=self.folder: self._keep_picture(file)
     self._shown = [r for r in self._shown if r['panel']!=name] + [dict(panel=name, label=label)]

@@ -223,6 +223,7 @@ def hospital(tmp_path):
     "A synthetic cohort whose patients have names."
     folder = write_phantom_hospital(tmp_path.resolve()/'ward7', n_patients=6, size_px=48, n_slices=6)
     for n, name in enumerate(('Ann_Miller', 'Bob_Stone', 'Cleo_Brown', 'Dora_Young', 'Eve_Green', 'Fred_Long'), 1): (folder/f'patient{n}').rename(folder/name)
+    (folder/'cohort.json').unlink() # that says they are drawn
     return folder
 
 
@@ -295,6 +296,7 @@ def test_a_guard_ends_with_its_block(hospital, monkeypatch):
 
 
 def test_what_nobody_calls_public_is_private(hospital, tmp_path):
+    assert not privacy.cohort_of(write_phantom_hospital(tmp_path/'drawn', n_patients=1, size_px=32, n_slices=4)).private
     assert privacy.cohort_of(hospital).private and 'ward7' not in json.dumps(privacy.cohort_of(hospital).facts)
     with open(hospital/'cohort.csv', 'w') as f: f.write('patient,case\n' + ''.join(f'{p.name},Brats18_TCIA01_{n}_1\n' for n, p in enumerate(sorted(hospital.iterdir())) if p.is_dir()))
     assert not privacy.cohort_of(hospital).private
@@ -310,8 +312,8 @@ STUDY = ('import numpy as np, sys\nfrom IPython.display import Markdown\nfrom ne
          'def dots(run):\n    fig, ax = viz.new_figure(height_in=1)\n    ax.plot(viz.table(run, "patients")["lesion_px"])\n    return fig\nviz.FIGURES["10_ward"] = dict(dots=dots)',
          'run = StudyRun("10_ward", profile=profile, out=out, cohort=cohort)\nfolder = run.cohort(cohort)\ncases = find_cases(folder)\nprint(folder, cases[0])\ncases[0].folder',
          'rows = []\nfor c in cases:\n    scan, mask = load_case(c)\n    print("reading", c.case, file=sys.stderr)\n'
-         '    run.panel(c.case, np.ascontiguousarray(scan.data[0,1]).astype(np.uint8), label=c.patient)\n    rows.append(dict(patient=c.patient, lesion_px=int(mask.sum())))',
-         'run.table("patients", rows)', 'run.figure("dots")', 'from PIL import Image\nImage.fromarray(mask[1])', '%s', 'found = run.finish("0"*64)\nMarkdown(found["answer"])')
+         '    run.panel(c.case, np.ascontiguousarray(scan.data[0,0]).astype(np.uint8), label=c.patient)\n    rows.append(dict(patient=c.patient, lesion_px=int(mask.sum())))',
+         'run.table("patients", rows)', 'run.figure("dots")', 'from PIL import Image\nImage.fromarray(mask[0])', '%s', 'found = run.finish("0"*64)\nMarkdown(found["answer"])')
 
 
 def private_study(root, hospital, extra='1', **params):
