@@ -403,7 +403,7 @@ def privacy_check(args):
 # %% ../nbs/18_cli.ipynb #c085
 APP_FLAGS = {'server.address': 'localhost', 'server.maxUploadSize': 200, 'server.showEmailPrompt': 'false', 'server.fileWatcherType': 'none',
              'browser.gatherUsageStats': 'false', 'client.toolbarMode': 'minimal', 'client.showErrorDetails': 'none',
-             'logger.level': 'error', 'theme.light.primaryColor': '#b3382c', 'theme.dark.primaryColor': '#ff9a8b', 'theme.font': 'sans-serif'}
+             'logger.level': 'error', 'theme.light.primaryColor': '#a02c20', 'theme.dark.primaryColor': '#ff9a8b', 'theme.font': 'sans-serif'}
 
 def app_command(
     port:int|None=None, # By default 8501, or the next one that is free
