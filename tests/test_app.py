@@ -161,7 +161,7 @@ def test_three_planes_and_every_layer(page, volume):
 def test_no_lesion(page, tmp_path):
     upload(page, write_nifti(tmp_path/'flat_flair.nii.gz', np.minimum(head()[0], 60) + np.indices((12, 96, 80)).sum(0)%3*(head()[0] > 50)))
     slider(page, 'Threshold').set_value(.98).run()
-    assert metrics(page)['Lesion, mL'] == 'none' and metrics(page)['Confidence'] == '–' and any('does not exclude' in w.value for w in page.warning)
+    assert metrics(page)['Lesion, mL'] == '0.0' and metrics(page)['Confidence'] == '–' and any('does not exclude' in w.value for w in page.warning)
 
 
 def test_pictures_as_slices_or_as_scans(page, tmp_path):
