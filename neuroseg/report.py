@@ -477,7 +477,7 @@ def to_html(
     "A notebook as a small web page."
     exporter = need('nbconvert', extra='reproduce').HTMLExporter(template_name='basic', embed_images=True)
     heading = next((re.match(r'#\s+(.+)', c.source) for c in nb.cells if c.cell_type=='markdown'), None)
-    css = need('pygments.formatters', extra='reproduce').HtmlFormatter(style='friendly').get_style_defs('.highlight')
+    css = re.sub(r' */\*.*?\*/', '', need('pygments.formatters', extra='reproduce').HtmlFormatter(style='friendly').get_style_defs('.highlight')) # without its remarks
     return PAGE.format(title=heading[1] if heading else 'study', css=css, body=exporter.from_notebook_node(nb)[0])
 
 # %% ../nbs/16_report.ipynb #c081
