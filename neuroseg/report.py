@@ -25,7 +25,7 @@ from .evaluate import compare, write_rows
 from .leaks import check
 from .metrics import keras_evaluate, summarise
 from .phantom import write_phantom_lgg
-from .privacy import averages, check_place, cleaned, cohort_of, guarded, keyed, opaque, per_patient, safe_facts, schematic, scrubber
+from .privacy import averages, check_place, cleaned, cohort_of, guarded, keyed, opaque, own_cache, per_patient, safe_facts, schematic, scrubber
 from .splits import FOLDS, SEALED
 from .viz import FIGURES, draw, table
 
@@ -136,7 +136,8 @@ def cohort(self:StudyRun,
 def _hold(self:StudyRun):
     "From here on the folder of results gets only what may leave."
     check_place(self.folder.with_name(re.sub(r'^\.[0-9a-f]{8}-', '', self.folder.name)), self.about)
-    self.inner = self.scratch/'inner'
+    self._whole = tempfile.TemporaryDirectory(prefix='run-', dir=own_cache(self.about))
+    self.inner = Path(self._whole.name)
     self._recording.enter_context(guarded(self.about))
     self._keep_picture(None)
 
@@ -156,9 +157,9 @@ def table(self:StudyRun,
     "Store a table, and give what was stored."
     rows = jsonable(rows)
     if self.inner!=self.folder:
-        hide, n = scrubber(self.about), len(self.about.patients)
-        rows = [{k: hide(v) if isinstance(v, str) else v for k,v in r.items()} for r in rows]
-        write_rows(self.folder/f'{name}.csv', averages(rows, n) if per_patient(rows, opaque(self.about).values()) else rows)
+        hide, numbers = scrubber(self.about), opaque(self.about)
+        may = averages(rows, len(numbers)) if per_patient(rows, {*numbers, *numbers.values()}) else [{k: hide(v) if isinstance(v, str) else v for k,v in r.items()} for r in rows]
+        write_rows(self.folder/f'{name}.csv', may)
     write_rows(self.inner/f'{name}.csv', rows)
     return table(self.inner, name)
 

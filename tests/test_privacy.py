@@ -398,3 +398,17 @@ def test_four_patients_are_no_statistic(repo, hospital):
     for name in ('Eve_Green', 'Fred_Long'): shutil.rmtree(hospital/name)
     run = private_study(repo, hospital)
     assert (run/'patients.csv').read_text().splitlines()[0] == 'column,patients,values,mean' and read_json(run/'summary.json')['answer'] == privacy.FEW
+
+
+def test_a_real_study_of_a_private_cohort(repo, tmp_path):
+    "Study 20, unchanged, on a cohort in another layout that is marked private."
+    from neuroseg import report
+    from neuroseg.phantom import write_phantom_lgg
+    (repo/'reports/20_exploration').mkdir(parents=True)
+    (repo/'nbs/studies').mkdir(parents=True)
+    for name in ('nbs/studies/20_exploration.ipynb', 'reports/20_exploration/params.yml'): shutil.copy(ROOT/name, repo/name)
+    ward = write_phantom_lgg(tmp_path.resolve()/'ward9', n_patients=8, size_px=96, n_slices=14)
+    privacy.mark(ward)
+    run = report.run_study('20', 'smoke', root=repo, cohort=str(ward), progress=False)
+    assert run.name == 'private_smoke' and read_json(run/'summary.json')['patients'] == 8 and betrayed(tmp_path, ward) == []
+    assert (run/'patients.csv').read_text().startswith('column,patients,values,mean') and sorted(p.name for p in (ward/privacy.STATE).iterdir()) == ['numbers.json']
