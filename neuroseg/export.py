@@ -156,7 +156,7 @@ def export_model(
     "Write the network as ONNX and, to train on, the first of its members as safetensors, with a card, after checking that ONNX computes what torch does."
     st = need('safetensors.torch', extra='train')
     prep,folder = (cfg if isinstance(cfg, Prep) else cfg.prep), Path(folder)
-    nets = [model] if isinstance(model, nn.Module) else list(model)
+    nets,rounded = [model] if isinstance(model, nn.Module) else list(model), {16: half_weights, 8: byte_weights}[bits]
     info,net = model_card(cfg, name=name, card=dict(members=len(nets)) | card), StoredNet(*nets, bits=bits)
     shape = dict(n_channels=prep.n_channels, size_px=prep.size_px)
     blob = to_onnx(net, **shape)
@@ -164,7 +164,7 @@ def export_model(
     if not error<=TOLERANCE: raise RunError(f"export_model: ONNX and torch differ by {error:.2g}, more than {TOLERANCE:g}; nothing was written")
     files = {kind: folder/f'{name}.{kind}' for kind in ('onnx','safetensors')}
     with atomic_path(files['onnx']) as tmp: tmp.write_bytes(blob)
-    with atomic_path(files['safetensors']) as tmp: tmp.write_bytes(st.save({k: v.contiguous() for k,v in half_weights(nets[0]).items()}))
+    with atomic_path(files['safetensors']) as tmp: tmp.write_bytes(st.save({k: v.contiguous() for k,v in rounded(nets[0]).items()}))
     # The card comes last: until it is there, fingerprints that do not fit keep a half-replaced model from being used
     write_json(folder/f'{name}.json', info | dict(onnx_error=error, sha256={k: sha256_file(f) for k,f in files.items()}))
     return folder/f'{name}.json'

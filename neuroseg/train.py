@@ -311,6 +311,8 @@ def load_weights(
 )->nn.Module: # The same module, in eval mode
     "Fill a network with stored weights."
     with _opening(path, 'a file of weights') as st, st.safe_open(path, 'pt') as f: w = {k:f.get_tensor(k) for k in f.keys()}
+    rounded = {k.removesuffix('.step') for k in w if k.endswith('.step')} # to bytes, by `export.byte_weights`
+    w = {k: v.float()*w[f'{k}.step'] if k in rounded else v for k,v in w.items() if not k.endswith('.step')}
     shapes = {k:v.shape for k,v in model.state_dict().items()}
     if {k:v.shape for k,v in w.items()}!=shapes: raise RunError(f"`{Path(path).name}` holds the weights of another network; build the one that its configuration names")
     model.load_state_dict(w)
