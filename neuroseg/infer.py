@@ -205,8 +205,8 @@ def open_session(
     if hashlib.sha256(blob).hexdigest()!=card.sha256: raise InputError(f"`{card.onnx.name}` has changed since its card was read; load the card again")
     check_graph(blob, card.onnx.name)
     o = ort.SessionOptions()
-    # Each call computes in the thread that makes it, see `prob_volume`; no memory is kept for later, as others may use the machine
-    o.intra_op_num_threads,o.inter_op_num_threads,o.log_severity_level,o.enable_cpu_mem_arena = 1, 1, 4, False
+    # Each call computes in the thread that makes it, see `prob_volume`
+    o.intra_op_num_threads,o.inter_op_num_threads,o.log_severity_level = 1, 1, 4
     try: session = ort.InferenceSession(blob, o, providers=['CPUExecutionProvider'])
     except Exception as e: raise InputError(f"`{card.onnx.name}` is refused by the runtime ({str(e).splitlines()[0][:200]}); export the model again") from e # its errors share no base
     c,s = card.prep.n_channels, card.prep.size_px
@@ -224,7 +224,7 @@ def prob_volume(
     prep:Prep, # How to prepare it
     *,
     flips:bool=True, # Average with the prediction for the mirrored scan
-    bs:int=4, # Slices at a time
+    bs:int=2, # Slices at a time; more are no faster on a CPU, and take more memory
     workers:int=1, # Threads that call `run`
     tick=None, # Called with the share that is done; what it raises stops the work
 )->np.ndarray: # float32 `(Z,Y,X)` in [0, 1], on the scan's own grid
