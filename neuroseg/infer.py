@@ -338,7 +338,7 @@ def scan_warnings(
 
 # %% ../nbs/13_infer.ipynb #c084
 # Below this expected Dice a warning is given; a card may set its own `low_confidence`.
-# Of the 88 patients of the cross-validation (reports/23_learner/cpu/patients.csv) 15 fall below, among them 5 of the 8 whose Dice is under 0.7
+# Of the 88 patients of the cross-validation (reports/23_learner/cpu/patients.csv) 19 fall below, among them 6 of the 7 whose Dice is under 0.7
 LOW_CONFIDENCE = .85
 
 def mask_warnings(
