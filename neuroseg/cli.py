@@ -7,9 +7,9 @@ Docs: https://neuroseg.github.io/neuroseg/cli.html.md"""
 # %% auto #0
 __all__ = ['FAILED', 'INTERRUPTED', 'COMMANDS', 'EPILOG', 'GROUPS', 'MODEL', 'THREADS', 'NO_FLIPS', 'LAYOUT', 'APP_FLAGS',
            'sentence', 'guarded', 'arg', 'command', 'Version', 'parser', 'main', 'describe', 'predict', 'phantom',
-           'data_verify', 'data_fetch', 'setting', 'table', 'settings_of', 'train', 'cohort_cases', 'seen_in_training',
-           'evaluate', 'reproduce', 'figures', 'claims', 'privacy_mark', 'privacy_check', 'app_command', 'check_port',
-           'app', 'card_lines', 'model']
+           'data_verify', 'data_fetch', 'setting', 'table', 'settings_of', 'train', 'finetune', 'cohort_cases',
+           'seen_in_training', 'evaluate', 'reproduce', 'figures', 'claims', 'privacy_mark', 'privacy_check',
+           'app_command', 'check_port', 'app', 'card_lines', 'model']
 
 # %% ../nbs/18_cli.ipynb #c003
 import argparse, json, os, sys, warnings
@@ -284,6 +284,25 @@ def train(args):
     print(f'model: {card}   try: neuroseg predict SCAN -o out --model {card}')
 
 # %% ../nbs/18_cli.ipynb #c063
+@command('finetune',
+    arg('cohort', metavar='COHORT', help='folder of a cohort with masks: patients in the hospital layout, NIfTI pairs or the LGG layout'),
+    arg('-o', '--out', required=True, metavar='RUN', help='folder of the run, outside the repository; give the same one again to resume'), MODEL,
+    arg('--rehearse', metavar='COHORT', help='cohort that the model learnt from, to mix in so that it is not forgotten'),
+    arg('--set', nargs='+', default=[], metavar='KEY=VALUE', help='settings that differ from `neuroseg.finetune.TUNE`: epochs=20 layers=decoder'),
+    arg('--private', action='store_true', help='hold the cohort private even if it says that it is public'),
+    arg('--name', default='model', help='name of the model and its files (default: model)'), LAYOUT, THREADS,
+    example='''neuroseg finetune hospital/ -o runs/ours
+neuroseg finetune hospital/ -o runs/ours --rehearse kaggle_3m/ --set precision=bfloat16''')
+def finetune(args):
+    "go on training a model on a cohort of your own, score it on each of its patients in turn, and say what to expect of the next one; resumes where it was interrupted"
+    for library in ('torch', 'fastai.basics', 'monai'): need(library, extra='train')
+    from neuroseg import finetune as tuning
+    found = tuning.finetune(args.cohort, args.out, model=args.model, settings=settings_of(None, args.set), rehearse=args.rehearse, layout=args.layout,
+                            private=args.private or None, name=args.name, threads=args.threads, progress=sys.stderr.isatty())
+    print(found['expect'])
+    print(f"model: {Path(args.out)/'model'/args.name}.json   try: neuroseg predict SCAN -o out --model {Path(args.out)/'model'/args.name}.json")
+
+# %% ../nbs/18_cli.ipynb #c067
 def cohort_cases(
     folder, # Of a cohort
     *,
@@ -297,7 +316,7 @@ def cohort_cases(
     if not cases: raise ConfigError(f'every patient of `{Path(folder).name}` is sealed; they are scored once, for a release')
     return cases if fold is None else fold_split(cases, fold)[1]
 
-# %% ../nbs/18_cli.ipynb #c066
+# %% ../nbs/18_cli.ipynb #c070
 def seen_in_training(
     facts:dict, # Of a model card
     patients, # Who is to be scored
@@ -306,7 +325,7 @@ def seen_in_training(
     learnt = (facts.get('split') or {}).get('train') or []
     return sorted(set(patients) & set(learnt)) if isinstance(learnt, list) else [] # of a private cohort, the card holds their number alone
 
-# %% ../nbs/18_cli.ipynb #c069
+# %% ../nbs/18_cli.ipynb #c073
 @command('evaluate',
     arg('cohort', metavar='COHORT', help='folder of a cohort with masks'),
     arg('-o', '--out', required=True, metavar='OUT', help='folder for patients.csv, summary.json and run.json'), MODEL,
@@ -335,7 +354,7 @@ def evaluate(args):
     rec.save(Path(args.out)/'run.json')
     print(table(summary['conditions'], {'FLAIR only' if args.flair_only else 'all sequences': summary['scores']['dice']}))
 
-# %% ../nbs/18_cli.ipynb #c074
+# %% ../nbs/18_cli.ipynb #c078
 @command('reproduce',
     arg('studies', nargs='*', metavar='STUDY', help='names or numbers of studies (default: all)'),
     arg('--profile', choices=('smoke','cpu','gpu'), default='smoke', help='smoke: synthetic data, a minute each; cpu: real data, hours; gpu: the full schedules (default: smoke)'),
@@ -361,7 +380,7 @@ def figures(args):
     drawn = report.figures(names=args.studies or None)
     print(f'{len(drawn)} figure(s) drawn', *map(os.path.relpath, drawn), sep='\n  ')
 
-# %% ../nbs/18_cli.ipynb #c075
+# %% ../nbs/18_cli.ipynb #c079
 @command('claims',
     arg('--write', action='store_true', help='write CLAIMS.md first'),
     example='neuroseg claims')
@@ -374,7 +393,7 @@ def claims(args):
     print(*faults, f'{len(faults)} fault(s)' if faults else f'{len(load_claims())} claims and every number of our pages agree with the stored runs', sep='\n')
     return 1 if faults else 0
 
-# %% ../nbs/18_cli.ipynb #c080
+# %% ../nbs/18_cli.ipynb #c084
 @command('privacy mark',
     arg('folder', metavar='DIR', help='folder of the cohort'),
     arg('--name', metavar='NAME', help="name that may be printed (default: 'a private cohort')"),
@@ -400,7 +419,7 @@ def privacy_check(args):
     print(*found, f"{len(found)} finding(s) in {len({l.file for l in found})} file(s)" if found else 'nothing found', sep='\n')
     return 1 if found else 0
 
-# %% ../nbs/18_cli.ipynb #c085
+# %% ../nbs/18_cli.ipynb #c089
 APP_FLAGS = {'server.address': 'localhost', 'server.maxUploadSize': 200, 'server.showEmailPrompt': 'false', 'server.fileWatcherType': 'none',
              'browser.gatherUsageStats': 'false', 'client.toolbarMode': 'minimal', 'client.showErrorDetails': 'none',
              'logger.level': 'error', 'theme.light.primaryColor': '#a02c20', 'theme.dark.primaryColor': '#ff9a8b', 'theme.font': 'sans-serif'}
@@ -424,7 +443,7 @@ def check_port(
         try: s.bind(('localhost', port))
         except OSError: raise ConfigError(f'port {port} is in use; choose another one with --port') from None
 
-# %% ../nbs/18_cli.ipynb #c088
+# %% ../nbs/18_cli.ipynb #c092
 @command('app',
     arg('--port', type=int, metavar='N', help='port on this machine (default: 8501, or the next one that is free)'),
     arg('--address', default='localhost', metavar='HOST', help='where to listen: localhost is this machine only, 0.0.0.0 the whole network, without any login (default: localhost)'), MODEL,
@@ -437,7 +456,7 @@ def app(args):
     os.environ['NEUROSEG_MODEL'] = str(load_card(args.model).path) # one that cannot be used is told here rather than in the browser
     return streamlit.main(app_command(args.port, args.address), standalone_mode=False)
 
-# %% ../nbs/18_cli.ipynb #c091
+# %% ../nbs/18_cli.ipynb #c095
 def card_lines(
     facts, # Of a model card, nested
     path:str='', # Where in them
@@ -449,7 +468,7 @@ def card_lines(
     if isinstance(facts, list): facts = ', '.join(map(str, facts))
     return [f'{path}: {facts}']
 
-# %% ../nbs/18_cli.ipynb #c093
+# %% ../nbs/18_cli.ipynb #c097
 @command('model',
     arg('card', nargs='?', metavar='CARD', help='card (.json) of a model of your own (default: the shipped model)'),
     arg('--json', action='store_true', help='the whole card, for programs'),
