@@ -17,7 +17,7 @@ import numpy as np
 from .cases import find_cases
 from .core import ConfigError, RunError, hash_files, jsonable, merged, read_json, record_run, sha256_file, write_json
 from .data import SliceSet, slice_set
-from .evaluate import compare, evaluate_cases, read_rows, summary_of, write_rows
+from .evaluate import TorchSegmenter, compare, evaluate_cases, read_rows, summary_of, write_rows
 from .export import export_model
 from .fit import check_settings, keep_plan
 from .infer import ModelCard, Segmenter, load_card
@@ -117,7 +117,7 @@ def tune_fold(
     cases:list, fold_of:dict, # All cases, patient to fold
     card:ModelCard, cfg:TrainConfig, # Where it begins, and the recipe
     cohort, # From `privacy.cohort_of`
-    rehearse:SliceSet|None, empty:float, threads:int|None, progress:bool # As in `finetune`
+    rehearse:SliceSet|None, empty:float, progress:bool # As in `finetune`
 )->list: # Rows of the patients that were kept out
     "Fine-tune on all folds but one and score that one; what is finished is only read."
     at, number = Path(run)/f'fold_{fold}', opaque(cohort)
@@ -125,8 +125,8 @@ def tune_fold(
     learn_from,score_on = ([c for c in cases if (fold_of[patient_id(c.patient)]==fold)==side] for side in (False, True))
     check_leakage([c.patient for c in learn_from], [c.patient for c in score_on])
     net = tune(learn_from, at, cfg=cfg, start=start_weights(card), rehearse=rehearse, progress=progress)
-    made = _model(net, at/'model', card=card, cfg=cfg, name='fold', cohort=cohort, cases=learn_from, extra={})
-    rows = evaluate_cases(score_on, Segmenter(made, threads=threads), empty=empty, progress=False)
+    judged = TorchSegmenter(net, cfg.prep, threshold=card.threshold, pieces=card.pieces)
+    rows = evaluate_cases(score_on, judged, empty=empty, progress=False)
     write_rows(at/'patients.csv', [dict(fold=fold) | {k: v for k,v in r.items() if k not in ('case','institution')} | dict(patient=number[r['patient']]) for r in rows])
     return read_rows(at/'patients.csv')
 
@@ -167,7 +167,7 @@ def _finetune(run, card, cohort, cfg, rehearse, name, empty, threads, progress):
     if (run/'plan.json').exists() and read_json(run/'plan.json')!=jsonable(plan): raise RunError(f"`{run.name}` holds a fine-tuning of other data, or by other settings; name another folder")
     write_json(run/'plan.json', plan)
     if (run/'run.json').exists(): return read_json(run/'summary.json')
-    same = dict(cases=cases, fold_of=fold_of, card=card, cfg=cfg, cohort=cohort, rehearse=kept, empty=empty, threads=threads, progress=progress)
+    same = dict(cases=cases, fold_of=fold_of, card=card, cfg=cfg, cohort=cohort, rehearse=kept, empty=empty, progress=progress)
     with record_run(safe_facts(dict(recipe=config_dict(cfg), start=card.name, cohort=cohort.facts), cohort), print_hash) as rec:
         before = [r | dict(patient=number[r['patient']]) for r in evaluate_cases(cases, Segmenter(card, threads=threads), empty=empty, progress=progress)]
         after = [r for k in sorted(set(fold_of.values())) for r in tune_fold(k, run, **same)]

@@ -1,0 +1,142 @@
+"Fine-tuning: it resumes, it keeps each patient out in turn, it names nobody of a private cohort."
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from neuroseg import cli
+from neuroseg.cases import find_cases
+from neuroseg.core import ConfigError, OutputError, RunError
+from neuroseg.evaluate import read_rows
+from neuroseg.export import export_model
+from neuroseg.finetune import blend, deal, finetune, start_weights, tuning_recipe
+from neuroseg.infer import load_card
+from neuroseg.models import build_model
+from neuroseg.phantom import write_phantom_hospital, write_phantom_lgg, write_phantom_nifti
+from neuroseg.prep import Prep
+from neuroseg.train import TrainConfig
+
+MADE_BY = TrainConfig(model='trial', epochs=1, bs=4, prep=Prep(size_px=32))
+
+
+def write_first(folder, bits=16):
+    torch.manual_seed(0)
+    return export_model(build_model('trial', n_in=5).eval(), folder, name='first', cfg=MADE_BY, bits=bits, card=dict(version='1', licence='CC BY-NC-SA 4.0'))
+
+
+@pytest.fixture(scope='module')
+def first(tmp_path_factory): return write_first(tmp_path_factory.mktemp('first'))
+
+
+@pytest.fixture(scope='module')
+def hospital(tmp_path_factory): return write_phantom_hospital(tmp_path_factory.mktemp('cohort')/'hospital', n_patients=3, size_px=48, n_slices=6)
+
+
+def run(cohort, out, first, **kwargs): return finetune(cohort, out, model=first, **dict(settings=dict(epochs=1), threads=1, progress=False) | kwargs)
+
+
+def test_every_patient_is_scored_once_by_a_network_that_did_not_see_him(hospital, first, tmp_path, monkeypatch):
+    from neuroseg import finetune as module
+    real, learnt = module.tune, {}
+    monkeypatch.setattr(module, 'tune', lambda cases, at, **kwargs: learnt.update({at.name: {c.patient for c in cases}}) or real(cases, at, **kwargs))
+    found = run(hospital, tmp_path/'run', first)
+    rows = [r for k in range(3) for r in read_rows(tmp_path/'run'/f'fold_{k}'/'patients.csv')]
+    assert sorted(r['patient'] for r in rows) == sorted({c.patient for c in find_cases(hospital)}) and found['after']['n'] == 3
+    for r in rows: assert len(learnt[f"fold_{r['fold']}"]) == 2 and r['patient'] not in learnt[f"fold_{r['fold']}"]
+    assert len(learnt['everyone']) == 3
+
+
+def test_the_model_that_is_kept_learnt_from_everyone_and_inherits_the_licence(hospital, first, tmp_path):
+    run(hospital, tmp_path/'run', first, name='ours')
+    card = load_card(tmp_path/'run'/'model'/'ours.json')
+    assert len(card.facts['split']['train']) == 3 and card.facts['split']['test'] == []
+    assert card.facts['licence'] == 'CC BY-NC-SA 4.0' and card.facts['start']['sha256'] == load_card(first).facts['sha256']['safetensors']
+    assert set(card.facts['metrics']) == {'before fine-tuning', 'after fine-tuning'}
+
+
+def test_a_broken_off_run_goes_on_where_it_was(hospital, first, tmp_path, monkeypatch):
+    from neuroseg import finetune as module
+    whole, real, done = run(hospital, tmp_path/'whole', first), module.tune_fold, []
+    def broken(k, *args, **kwargs):
+        if len(done)==2: raise KeyboardInterrupt
+        done.append(k)
+        return real(k, *args, **kwargs)
+    monkeypatch.setattr(module, 'tune_fold', broken)
+    with pytest.raises(KeyboardInterrupt): run(hospital, tmp_path/'cut', first)
+    stamp = (tmp_path/'cut'/'fold_0'/'patients.csv').stat().st_mtime_ns
+    monkeypatch.setattr(module, 'tune_fold', real)
+    assert run(hospital, tmp_path/'cut', first)['expect'] == whole['expect']
+    assert (tmp_path/'cut'/'fold_0'/'patients.csv').stat().st_mtime_ns == stamp
+    assert (tmp_path/'cut'/'model'/'model.safetensors').read_bytes() == (tmp_path/'whole'/'model'/'model.safetensors').read_bytes()
+
+
+def test_other_settings_or_other_data_are_not_continued(hospital, first, tmp_path):
+    run(hospital, tmp_path/'run', first)
+    with pytest.raises(RunError, match='other data, or by other settings'): run(hospital, tmp_path/'run', first, settings=dict(epochs=1, lr=1e-4))
+    other = shutil.copytree(hospital, tmp_path/'hospital')
+    shutil.rmtree(next(other.glob('patient*')))
+    with pytest.raises(RunError, match='other data, or by other settings'): run(other, tmp_path/'run', first)
+
+
+def test_layers_that_are_closed_leave_as_they_came(hospital, first, tmp_path):
+    run(hospital, tmp_path/'run', first, settings=dict(epochs=1, layers='head'))
+    before, after = load_file(first.with_suffix('.safetensors')), load_file(tmp_path/'run'/'model'/'model.safetensors')
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    assert moved and moved <= {'head.weight', 'head.bias'}
+
+
+def test_weights_of_a_byte_can_be_begun_with(hospital, tmp_path):
+    assert run(hospital, tmp_path/'run', write_first(tmp_path/'first', bits=8))['after']['n'] == 3
+
+
+def test_rehearsal_changes_what_is_learnt(hospital, first, tmp_path):
+    lgg = write_phantom_lgg(tmp_path/'lgg', n_patients=2, size_px=48, n_slices=6)
+    run(hospital, tmp_path/'plain', first)
+    run(hospital, tmp_path/'mixed', first, rehearse=lgg)
+    assert (tmp_path/'plain'/'model'/'model.safetensors').read_bytes() != (tmp_path/'mixed'/'model'/'model.safetensors').read_bytes()
+
+
+def test_volumes_are_scored_in_millimetres(first, tmp_path):
+    for n in (1, 2): write_phantom_nifti(tmp_path/'volumes', number=n)
+    found = run(tmp_path/'volumes', tmp_path/'run', first, private=True)
+    assert 'volume_error_ml' in read_rows(tmp_path/'run'/'fold_0'/'patients.csv')[0] and found['after']['n'] == 2
+
+
+def test_a_private_cohort_leaves_no_name(hospital, first, tmp_path, capfd):
+    secret = shutil.copytree(hospital, tmp_path/'keep'/'westclinic')
+    (secret/'cohort.json').unlink()
+    for i,p in enumerate(sorted(secret.glob('patient*'))): p.rename(secret/f'Lindqvist_{i}')
+    assert cli.main(['finetune', str(secret), '-o', str(tmp_path/'run'), '--model', str(first), '--set', 'epochs=1', '--threads', '1']) in (0, None)
+    said = ''.join(capfd.readouterr())
+    written = b''.join(f.read_bytes() for f in (tmp_path/'run').rglob('*') if f.is_file())
+    for word in ('lindqvist', 'westclinic'): assert word not in said.lower() and word.encode() not in written.lower()
+
+
+def test_a_private_run_refuses_to_lie_in_the_repository(hospital, first, root):
+    with pytest.raises(OutputError, match='git does not ignore'): run(hospital, root/'nbs'/'run', first, private=True)
+    assert not (root/'nbs'/'run').exists()
+
+
+@pytest.mark.parametrize('settings, message', [(dict(members=2), 'members cannot be changed'), (dict(n_in=3), 'n_in cannot be changed'), (dict(epochs='many'), '`epochs` is')])
+def test_settings_that_make_no_sense(first, settings, message):
+    with pytest.raises(ConfigError, match=message): tuning_recipe(load_card(first), settings)
+
+
+def test_a_card_without_recipe_or_weights(first):
+    card = load_card(first)
+    with pytest.raises(ConfigError, match='has no recipe'): tuning_recipe(replace(card, facts=card.facts | dict(recipe=None)))
+    with pytest.raises(ConfigError, match='SHA-256 differs'): start_weights(replace(card, facts=card.facts | dict(sha256=dict(card.facts['sha256'], safetensors='0'*64))))
+
+
+def test_the_line_between_before_and_after(first):
+    before = {k: v.float() for k,v in load_file(first.with_suffix('.safetensors')).items() if v.is_floating_point()}
+    after = {k: v+1 for k,v in before.items()}
+    for share in (0., .5, 1.):
+        for k,v in blend(before, after, share).items(): assert torch.allclose(v, before[k]+share, atol=1e-6)
+
+
+def test_few_patients_are_kept_out_alone_and_many_in_five(tmp_path):
+    many = find_cases(write_phantom_hospital(tmp_path/'many', n_patients=13, size_px=32, n_slices=4))
+    assert len(set(deal(many).values())) == 5 and len(set(deal(many[:12]).values())) == 12
