@@ -127,7 +127,7 @@ def _sequence_list(text):
 
 MODEL = arg('--model', metavar='CARD', help='card (.json) of a model of your own, or the name of a shipped one')
 THREADS = arg('--threads', type=int, metavar='N', help='processor threads (default: one a core)')
-NO_FLIPS = arg('--no-flips', dest='flips', action='store_const', const=False, help='do not look at the mirrored scan as well, where the model would: half the time, a little less exact')
+NO_FLIPS = arg('--no-flips', dest='flips', action='store_const', const=False, help='do not look at the mirrored scan as well, where the model would: faster, a little less exact')
 LAYOUT = arg('--layout', choices=('lgg','hospital','nifti'), help='how the folder is laid out (default: found out)')
 
 # %% ../nbs/18_cli.ipynb #c029

@@ -20,6 +20,7 @@ from torch.func import functional_call
 
 from .core import ConfigError, RunError, atomic_path, git_commit, hardware, jsonable, need, sha256_file, versions, write_json
 from .prep import SEQUENCES, Prep
+from .train import float_weights
 
 # %% ../nbs/12_export.ipynb #c006
 def half_weights(
@@ -64,8 +65,7 @@ class StoredNet(nn.Module):
             for k,v in {16: half_weights, 8: byte_weights}[bits](m).items():
                 if v.dtype!=torch.int64: self.register_buffer(f'{i}.{k}'.replace('.','/'), v) # no counters of batches, which no computation reads
     def weights(self, i:int)->dict: # State of one network, in float32
-        own = {k.partition('/')[2].replace('/','.'): v for k,v in self.named_buffers() if k.startswith(f'{i}/')}
-        return {k: v.float()*own[f'{k}.step'] if f'{k}.step' in own else v.float() for k,v in own.items() if not k.endswith('.step')}
+        return float_weights({k.partition('/')[2].replace('/','.'): v for k,v in self.named_buffers() if k.startswith(f'{i}/')})
     def forward(self, x):
         probs = [functional_call(m, self.weights(i), (x,)).sigmoid() for i,m in enumerate(self.models)]
         return torch.stack(probs).mean(0) if len(probs)>1 else probs[0]

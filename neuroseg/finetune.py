@@ -9,17 +9,16 @@ __all__ = ['TUNE', 'ALONE', 'start_weights', 'tuning_recipe', 'joined', 'blend',
            'finetune']
 
 # %% ../nbs/34_finetune.ipynb #c003
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from .cases import find_cases
-from .core import ConfigError, RunError, hash_files, jsonable, merged, read_json, record_run, sha256_file, write_json
+from .core import ConfigError, hash_files, jsonable, merged, read_json, record_run, sha256_file, write_json
 from .data import SliceSet, slice_set
 from .evaluate import TorchSegmenter, compare, evaluate_cases, read_rows, summary_of, write_rows
 from .export import export_model
-from .fit import check_settings, keep_plan
+from .fit import card_metrics, check_settings, keep_plan
 from .infer import ModelCard, Segmenter, load_card
 from .privacy import check_place, cohort_of, guarded, keyed, opaque, safe_facts
 from .splits import case_folds, check_leakage, development, patient_id
@@ -140,6 +139,7 @@ def expectation(
     return (f"Of {summaries['after']['n']} patients, each scored by a network that had not learnt from them, the mean Dice is {a['mean']:.3f} (95 % interval {a['mean_ci95'][0]:.3f} to {a['mean_ci95'][1]:.3f}) "
             f"after fine-tuning and {b['mean']:.3f} before: a change of {gain['gain']:+.3f} ({gain['gain_ci95'][0]:+.3f} to {gain['gain_ci95'][1]:+.3f}), better for {gain['n_better']}, worse for {gain['n_worse']}.")
 
+# %% ../nbs/34_finetune.ipynb #c033
 def finetune(
     folder, # Of a cohort with masks: hospital, NIfTI or LGG layout
     run, # Folder of the run, outside the repository; the same one again resumes it
@@ -157,15 +157,13 @@ def finetune(
     check_place(run, cohort)
     with guarded(cohort): return _finetune(Path(run), card, cohort, tuning_recipe(card, settings), rehearse, name, empty, threads, progress)
 
-# %% ../nbs/34_finetune.ipynb #c031
+# %% ../nbs/34_finetune.ipynb #c034
 def _finetune(run, card, cohort, cfg, rehearse, name, empty, threads, progress):
     "The work of `finetune`."
     cases, number = development(list(cohort.cases)), opaque(cohort)
     fold_of, kept = deal(cases), slice_set(development(find_cases(rehearse)), cfg.prep, progress=progress) if rehearse else None
     print_hash = keyed(cohort, hash_files(f for c in cases for f in (*c.images, *c.masks) if f))
-    plan = dict(recipe=config_dict(cfg), start=card.facts['sha256'], data_hash=print_hash, rehearsed=bool(rehearse))
-    if (run/'plan.json').exists() and read_json(run/'plan.json')!=jsonable(plan): raise RunError(f"`{run.name}` holds a fine-tuning of other data, or by other settings; name another folder")
-    write_json(run/'plan.json', plan)
+    keep_plan(run, dict(recipe=config_dict(cfg), start=card.facts['sha256'], data_hash=print_hash, rehearsed=kept.fingerprint() if kept else None))
     if (run/'run.json').exists(): return read_json(run/'summary.json')
     same = dict(cases=cases, fold_of=fold_of, card=card, cfg=cfg, cohort=cohort, rehearse=kept, empty=empty, progress=progress)
     with record_run(safe_facts(dict(recipe=config_dict(cfg), start=card.name, cohort=cohort.facts), cohort), print_hash) as rec:
@@ -175,7 +173,7 @@ def _finetune(run, card, cohort, cfg, rehearse, name, empty, threads, progress):
         found = dict(said, gain=compare(before, after))
         found['expect'] = expectation(said, found['gain'])
         net = tune(cases, run/'everyone', cfg=cfg, start=start_weights(card), rehearse=kept, progress=progress)
-        metrics = {f'{k} fine-tuning': dict(n=s['n'], conditions=s['conditions'], dice={q: s['scores']['dice'].get(q) for q in ('mean','mean_ci95','median','median_ci95')}) for k,s in said.items()}
+        metrics = card_metrics({f'{k} fine-tuning': s for k,s in said.items()})
         _model(net, run/'model', card=card, cfg=cfg, name=name, cohort=cohort, cases=cases, extra=dict(metrics=safe_facts(metrics, cohort)))
         write_rows(run/'patients.csv', [dict(model=k, patient=r['patient'], dice=r['dice'], precision=r['precision'], recall=r['recall']) for k,rows in (('before', before), ('after', after)) for r in rows])
         write_json(run/'summary.json', safe_facts(jsonable(found), cohort))

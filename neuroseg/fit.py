@@ -78,7 +78,7 @@ def keep_plan(
 ):
     "Write down what a run is going to do, or refuse to continue one that was doing something else."
     file,plan = Path(run)/'plan.json', jsonable(plan)
-    if not any([*Path(run).glob('checkpoint.safetensors'), *Path(run).glob('member_*/checkpoint.safetensors')]): return write_json(file, plan) # nothing has been learnt that another plan would spoil
+    if not any(Path(run).rglob('checkpoint.safetensors')): return write_json(file, plan) # nothing has been learnt that another plan would spoil
     if not file.exists(): raise RunError(f"`{Path(run).name}` holds a checkpoint but no `plan.json` that says what it was learning; name another folder")
     now,before = flat(plan), flat(read_json(file))
     differs = [k for k in {**now, **before} if now.get(k)!=before.get(k)]

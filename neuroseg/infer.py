@@ -63,7 +63,7 @@ class ModelCard:
     path:Path = field(repr=False) # The card; the model lies beside it
     facts:dict = field(repr=False) # All that is on the card
     pieces:float = 0. # Which pieces of the mask are kept: the `share` of `masks.main_pieces`
-    flips:bool = True # Average with the prediction for the mirrored scan; several networks in one have looked from both sides already
+    flips:bool = True # Average with the prediction for the mirrored scan, which suits only a network that learnt from mirrored scans
     @property
     def onnx(self)->Path: return self.path.with_suffix('.onnx')
     def _repr_markdown_(self):
@@ -224,7 +224,7 @@ def prob_volume(
     prep:Prep, # How to prepare it
     *,
     flips:bool=True, # Average with the prediction for the mirrored scan
-    bs:int=2, # Slices at a time; more are no faster on a CPU, and take more memory
+    bs:int=2, # Slices at a time; more take more memory and gain little on a CPU
     workers:int=1, # Threads that call `run`
     tick=None, # Called with the share that is done; what it raises stops the work
 )->np.ndarray: # float32 `(Z,Y,X)` in [0, 1], on the scan's own grid

@@ -110,7 +110,7 @@ def report_pdf(
     *,
     lang:str='en', # Of `words.LANGUAGES`
     when:str|None=None, # Date and time to print; by default now
-    areas:tuple=(), # Lesion area of each slice, and its unit, as `app.extent` gives them
+    areas:tuple=(), # Lesion area of each slice, and its unit, as `looks.extent` gives them
 )->bytes: # Of the PDF file
     "A segmented scan as a sheet to print."
     def _t(key): return say(key, lang)

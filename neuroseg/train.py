@@ -7,9 +7,9 @@ Docs: https://neuroseg.github.io/neuroseg/train.html.md"""
 # %% auto #0
 __all__ = ['LOSSES', 'OPTIMIZERS', 'CHOICES', 'THESIS_RECIPE', 'FORMER', 'LRFound', 'TrainConfig', 'config_dict', 'config_from',
            'stored_config', 'config_diff', 'SliceLoader', 'PooledDice', 'ThesisDice', 'EpochSeed', 'BFloat16',
-           'WeightAverage', 'open_layers', 'make_learner', 'find_lr', 'save_weights', 'load_weights', 'learner_state',
-           'save_checkpoint', 'checkpoint_meta', 'load_checkpoint', 'write_history', 'read_history', 'Checkpoint',
-           'resume', 'finished', 'hand_out', 'train', 'ZeroMean', 'dynamic_unet']
+           'WeightAverage', 'open_layers', 'make_learner', 'find_lr', 'save_weights', 'float_weights', 'load_weights',
+           'learner_state', 'save_checkpoint', 'checkpoint_meta', 'load_checkpoint', 'write_history', 'read_history',
+           'Checkpoint', 'resume', 'finished', 'hand_out', 'train', 'ZeroMean', 'dynamic_unet']
 
 # %% ../nbs/11_train.ipynb #c003
 import csv, json
@@ -296,6 +296,14 @@ def save_weights(
     with atomic_path(path) as tmp: tmp.write_bytes(st.save({k:v.detach().cpu().contiguous() for k,v in w.items()}))
 
 # %% ../nbs/11_train.ipynb #c071
+def float_weights(
+    state:dict, # Name to tensor; under NAME.step what one step of an int8 tensor is worth, see `export.byte_weights`
+)->dict: # Name to tensor, floating-point numbers as float32
+    "The way back from weights that were rounded to be stored."
+    real = {k: v*state[f'{k}.step'] if f'{k}.step' in state else v for k,v in state.items() if not k.endswith('.step')}
+    return {k: v.float() if v.is_floating_point() else v for k,v in real.items()}
+
+# %% ../nbs/11_train.ipynb #c074
 @contextmanager
 def _opening(path, is_what):
     "Turn what a damaged or foreign safetensors file raises into one sentence."
@@ -311,14 +319,13 @@ def load_weights(
 )->nn.Module: # The same module, in eval mode
     "Fill a network with stored weights."
     with _opening(path, 'a file of weights') as st, st.safe_open(path, 'pt') as f: w = {k:f.get_tensor(k) for k in f.keys()}
-    rounded = {k.removesuffix('.step') for k in w if k.endswith('.step')} # to bytes, by `export.byte_weights`
-    w = {k: v.float()*w[f'{k}.step'] if k in rounded else v for k,v in w.items() if not k.endswith('.step')}
+    w = float_weights(w) # a shipped model's are rounded
     shapes = {k:v.shape for k,v in model.state_dict().items()}
     if {k:v.shape for k,v in w.items()}!=shapes: raise RunError(f"`{Path(path).name}` holds the weights of another network; build the one that its configuration names")
     model.load_state_dict(w)
     return model.eval()
 
-# %% ../nbs/11_train.ipynb #c074
+# %% ../nbs/11_train.ipynb #c077
 def learner_state(
     learn:Learner,
 )->dict: # Name to tensor
@@ -328,7 +335,7 @@ def learner_state(
     if hasattr(learn, 'weight_average'): out |= {f'avg.{k}':v for k,v in learn.weight_average.avg.items()}
     return {k:v.detach().cpu().contiguous() for k,v in out.items()}
 
-# %% ../nbs/11_train.ipynb #c078
+# %% ../nbs/11_train.ipynb #c081
 def save_checkpoint(
     learn:Learner,
     path:Path, # `.safetensors`
@@ -339,14 +346,14 @@ def save_checkpoint(
     if hasattr(learn, 'weight_average'): meta = {**meta, 'avg_n':learn.weight_average.n}
     with atomic_path(path) as tmp: tmp.write_bytes(st.save(learner_state(learn), metadata={'run':json.dumps(meta)}))
 
-# %% ../nbs/11_train.ipynb #c080
+# %% ../nbs/11_train.ipynb #c083
 def checkpoint_meta(
     path:Path, # `.safetensors` written by `save_checkpoint`
 )->dict: # Its facts
     "What a checkpoint says about itself, without loading a tensor."
     with _opening(path, 'a checkpoint') as st, st.safe_open(path, 'pt') as f: return json.loads(f.metadata()['run'])
 
-# %% ../nbs/11_train.ipynb #c082
+# %% ../nbs/11_train.ipynb #c085
 def _like(v, ref):
     "`v` with the device and memory layout of `ref`, so that arithmetic runs in the same order as before."
     return torch.empty_like(ref, dtype=v.dtype).copy_(v) if v.shape==ref.shape else v
@@ -372,7 +379,7 @@ def load_checkpoint(
     if hasattr(learn, 'weight_average'): learn.weight_average.avg,learn.weight_average.n = {k:_like(v, weights[k]) for k,v in part('avg.').items()},meta['avg_n']
     return meta
 
-# %% ../nbs/11_train.ipynb #c084
+# %% ../nbs/11_train.ipynb #c087
 def write_history(
     path:Path, # `history.csv`
     rows:list, # One dict an epoch
@@ -389,7 +396,7 @@ def read_history(
     except OSError as e: raise InputError(f"`{Path(path).name}` cannot be read; expected the log of a training in `{Path(path).parent.name}`") from e
     return [{k: int(v) if k=='epoch' else float(v) for k,v in row.items()} for row in csv.DictReader(text.splitlines())]
 
-# %% ../nbs/11_train.ipynb #c086
+# %% ../nbs/11_train.ipynb #c089
 class Checkpoint(Callback):
     "After each epoch: one row of history.csv, a checkpoint to resume from, the best weights, and early stopping."
     order = 60
@@ -407,7 +414,7 @@ class Checkpoint(Callback):
         names,values = self.recorder.metric_names[1:-1], self.recorder.log[1:]
         return {'epoch':self.epoch, **dict(zip(names, map(float,values))), 'train_s':round(self.train_s,1)}
 
-# %% ../nbs/11_train.ipynb #c089
+# %% ../nbs/11_train.ipynb #c092
 @patch
 def after_epoch(self:Checkpoint):
     if self.epoch<self.start: return # fastai runs through the finished epochs without training
@@ -424,7 +431,7 @@ def after_epoch(self:Checkpoint):
         'smooth':[mean.count, float(mean.val)], 'config':config_dict(self.cfg), 'data':self.data})
     if self.cfg.patience and self.epoch-self.best['epoch']>=self.cfg.patience: raise CancelFitException
 
-# %% ../nbs/11_train.ipynb #c096
+# %% ../nbs/11_train.ipynb #c099
 def resume(
     learn:Learner, # As `make_learner` makes it
     folder:Path, # Of the run
@@ -441,7 +448,7 @@ def resume(
     if meta.get('data') not in (None, data): raise RunError(f"train: `{path.parent.name}` holds a checkpoint of a training on other slices; choose another folder or delete it")
     return load_checkpoint(learn, path)
 
-# %% ../nbs/11_train.ipynb #c099
+# %% ../nbs/11_train.ipynb #c102
 def finished(
     meta:dict|None, # Facts of a checkpoint
     cfg:TrainConfig,
@@ -450,7 +457,7 @@ def finished(
     if not meta: return False
     return meta['next_epoch']>=cfg.epochs or bool(cfg.patience and meta['next_epoch']-1-meta['best']['epoch']>=cfg.patience)
 
-# %% ../nbs/11_train.ipynb #c101
+# %% ../nbs/11_train.ipynb #c104
 def hand_out(
     learn:Learner,
     folder:Path, # Of the run
@@ -464,7 +471,7 @@ def hand_out(
     learn.model.eval()
     return learn
 
-# %% ../nbs/11_train.ipynb #c104
+# %% ../nbs/11_train.ipynb #c107
 @contextmanager
 def _quiet(learn, progress):
     "No bars and rows if not wanted; an error of ours without fastai's remark on the callback; no autocast left open."
@@ -503,7 +510,7 @@ def train(
         with _quiet(learn, progress): fit(cfg.epochs, cfg.lr, cbs=[Checkpoint(folder, cfg, first, meta, data), *cbs], start_epoch=first)
     return hand_out(learn, folder, cfg)
 
-# %% ../nbs/11_train.ipynb #c128
+# %% ../nbs/11_train.ipynb #c131
 class ZeroMean(nn.Module):
     "[0, 1] to about zero mean and unit spread, as ImageNet encoders were trained."
     def forward(self, x): return (x-.5)*4

@@ -74,10 +74,10 @@ def test_a_broken_off_run_goes_on_where_it_was(hospital, first, tmp_path, monkey
 
 def test_other_settings_or_other_data_are_not_continued(hospital, first, tmp_path):
     run(hospital, tmp_path/'run', first)
-    with pytest.raises(RunError, match='other data, or by other settings'): run(hospital, tmp_path/'run', first, settings=dict(epochs=1, lr=1e-4))
+    with pytest.raises(RunError, match='differs in recipe.lr'): run(hospital, tmp_path/'run', first, settings=dict(epochs=1, lr=1e-4))
     other = shutil.copytree(hospital, tmp_path/'hospital')
     shutil.rmtree(next(other.glob('patient*')))
-    with pytest.raises(RunError, match='other data, or by other settings'): run(other, tmp_path/'run', first)
+    with pytest.raises(RunError, match='differs in data_hash'): run(other, tmp_path/'run', first)
 
 
 def test_layers_that_are_closed_leave_as_they_came(hospital, first, tmp_path):
