@@ -8,7 +8,7 @@ Docs: https://neuroseg.github.io/neuroseg/data.html.md"""
 __all__ = ['SliceSet', 'prepare_case', 'cache_key', 'slice_set', 'batch', 'draw_epoch', 'Augment', 'random_grid',
            'lose_sequences', 'change_intensity', 'paste_lesions', 'augment', 'thesis_set']
 
-# %% ../nbs/08_data.ipynb #c002
+# %% ../nbs/08_data.ipynb #c003
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ from .core import ConfigError, ShapeError, atomic_path, cache_dir, hash_files
 from .prep import Prep, prepare, prepare_mask, thesis_slices, with_context
 from .splits import patient_id
 
-# %% ../nbs/08_data.ipynb #c008
+# %% ../nbs/08_data.ipynb #c009
 @dataclass(eq=False)
 class SliceSet:
     "Prepared slices of many cases, end to end."
@@ -46,7 +46,7 @@ class SliceSet:
     @property
     def has_tumour(self)->np.ndarray: return (self.y > 127).any((1,2)) # `(N,)`
 
-# %% ../nbs/08_data.ipynb #c012
+# %% ../nbs/08_data.ipynb #c013
 @patch
 def fingerprint(self:SliceSet)->str: # 64 hexadecimal digits
     "SHA-256 of everything in the set."
@@ -54,7 +54,7 @@ def fingerprint(self:SliceSet)->str: # 64 hexadecimal digits
     for a in (self.x, self.y): h.update(np.ascontiguousarray(a).data)
     return h.hexdigest()
 
-# %% ../nbs/08_data.ipynb #c016
+# %% ../nbs/08_data.ipynb #c017
 def prepare_case(
     case, # `neuroseg.cases.Case` with masks
     prep:Prep, # Settings
@@ -64,7 +64,7 @@ def prepare_case(
     p = prepare(scan, prep)
     return p.x, prepare_mask(mask, p.grid), p.grid.step
 
-# %% ../nbs/08_data.ipynb #c018
+# %% ../nbs/08_data.ipynb #c019
 def cache_key(
     cases:list, # `neuroseg.cases.Case`
     prep:Prep, # Settings
@@ -74,7 +74,7 @@ def cache_key(
     who = [(c.patient, len(c.images)) for c in cases]
     return hashlib.sha256(f'{hash_files(files)} {who} {prep}'.encode()).hexdigest()[:24]
 
-# %% ../nbs/08_data.ipynb #c021
+# %% ../nbs/08_data.ipynb #c022
 def _store(path, parts):
     "Write prepared cases as one file, whole or not at all."
     xs,ys,steps = zip(*parts)
@@ -103,7 +103,7 @@ def slice_set(
         arrays = _recall(path)
     return SliceSet(*arrays, tuple(patient_id(c.patient) for c in cases), prep.context)
 
-# %% ../nbs/08_data.ipynb #c031
+# %% ../nbs/08_data.ipynb #c032
 def batch(
     s:SliceSet,
     idx:np.ndarray, # Slices wanted, indices into the set `(B,)`
@@ -114,7 +114,7 @@ def batch(
     x = with_context(s.x, idx, step=s.steps[case], context=s.context, first=s.starts[case], last=s.starts[case+1]-1)
     return torch.from_numpy(x).float().div_(255), torch.from_numpy(s.y[idx][:,None]).float().div_(255)
 
-# %% ../nbs/08_data.ipynb #c036
+# %% ../nbs/08_data.ipynb #c037
 def draw_epoch(
     s:SliceSet,
     rng:np.random.Generator,
@@ -132,7 +132,7 @@ def draw_epoch(
     edges = np.cumsum(w)/w.sum()*n
     return rng.permutation(np.searchsorted(edges, np.arange(n)+rng.random()).clip(max=len(s)-1))
 
-# %% ../nbs/08_data.ipynb #c041
+# %% ../nbs/08_data.ipynb #c042
 @dataclass(frozen=True)
 class Augment:
     "Random changes of a batch, each a habit of real scanners and patients; probabilities a slice."
@@ -151,7 +151,7 @@ class Augment:
     no_context:float=.1 # Chance that the neighbours are replaced by the slice itself
     paste:float=.4 # Chance that the lesion of another slice is set in
 
-# %% ../nbs/08_data.ipynb #c044
+# %% ../nbs/08_data.ipynb #c045
 def random_grid(
     n:int, # Slices in the batch
     side:int, # Of the square
@@ -168,7 +168,7 @@ def random_grid(
     warp = F.interpolate(torch.randn(n,2,5,5)*a.warp, size=(side,side), mode='bicubic', align_corners=True)
     return grid + warp.permute(0,2,3,1)
 
-# %% ../nbs/08_data.ipynb #c048
+# %% ../nbs/08_data.ipynb #c049
 def lose_sequences(
     x:torch.Tensor, # `(B,C,H,W)`, channels pre, flair, post, FLAIR neighbours
     a:Augment,
@@ -188,7 +188,7 @@ def lose_sequences(
     x[turn,3:] = x[turn][:,other_side]
     return x
 
-# %% ../nbs/08_data.ipynb #c052
+# %% ../nbs/08_data.ipynb #c053
 def change_intensity(
     x:torch.Tensor, # `(B,C,H,W)` in [0, 1]
     a:Augment,
@@ -206,7 +206,7 @@ def change_intensity(
     sd = torch.rand(b,1,1,1)*a.noise*(torch.rand(b,1,1,1)<.5)
     return (x + torch.randn_like(x)*sd).clamp_(0,1)
 
-# %% ../nbs/08_data.ipynb #c056
+# %% ../nbs/08_data.ipynb #c057
 def paste_lesions(
     x:torch.Tensor, # `(B,C,H,W)` in [0, 1], FLAIR in channel 1
     y:torch.Tensor, # `(B,1,H,W)` in [0, 1]
@@ -223,7 +223,7 @@ def paste_lesions(
     soft = F.avg_pool2d(lesion, 3, 1, 1)*chosen # no hard seam
     return x*(1-soft) + moved[:,:-1]*soft, torch.maximum(y, lesion*chosen)
 
-# %% ../nbs/08_data.ipynb #c061
+# %% ../nbs/08_data.ipynb #c062
 def augment(
     x:torch.Tensor, # `(B,C,H,W)` in [0, 1], channels pre, flair, post, FLAIR neighbours
     y:torch.Tensor, # `(B,1,H,W)` in [0, 1]
@@ -237,7 +237,7 @@ def augment(
     both = F.grid_sample(torch.cat([x,y],1), grid, mode='bilinear', padding_mode='zeros', align_corners=False)
     return change_intensity(both[:,:-1], a), both[:,-1:]
 
-# %% ../nbs/08_data.ipynb #c066
+# %% ../nbs/08_data.ipynb #c067
 def thesis_set(
     cases:list, # `neuroseg.cases.Case` with masks, of any layout
     *,
@@ -253,13 +253,23 @@ def thesis_set(
     return SliceSet(x[:,None] if grey else x, np.concatenate(ys), np.cumsum([0, *map(len,xs)]), np.ones(len(xs), int),
                     tuple(patient_id(c.patient) for c in cases), 0)
 
-# %% ../nbs/08_data.ipynb #c069
+# %% ../nbs/08_data.ipynb #c070
 @patch
 def take(self:SliceSet,
     idx:np.ndarray, # Slices wanted, in any order
 )->SliceSet: # Those slices in that order, each a case of its own
-    "A set of single slices, torn out of their volumes."
-    if self.context: raise ConfigError("take: slices torn out of their volume have no neighbours; prepare them with `context=0`")
+    "A set of single slices, torn out of their volumes; neighbours that `batch` would have added come along as channels."
     idx = np.arange(len(self))[idx]
-    patients = np.array(self.patients)[self.case_of[idx]]
-    return SliceSet(self.x[idx], self.y[idx], np.arange(len(idx)+1), np.ones(len(idx), int), tuple(map(str, patients)), 0)
+    case = self.case_of[idx]
+    x = with_context(self.x, idx, step=self.steps[case], context=self.context, first=self.starts[case], last=self.starts[case+1]-1)
+    return SliceSet(x, self.y[idx], np.arange(len(idx)+1), np.ones(len(idx), int), tuple(map(str, np.array(self.patients)[case])), 0)
+
+@patch
+def shrunk(self:SliceSet,
+    side_px:int, # Pixels of the new side, fewer than before
+)->SliceSet: # `x` is `(N,C,side_px,side_px)`
+    "The same slices on a coarser grid, each new pixel the mean of those it covers."
+    if not 0<side_px<self.x.shape[-1]: raise ConfigError(f"shrunk: {side_px} pixels a side from {self.x.shape[-1]}; expected fewer")
+    def mean(planes): return F.adaptive_avg_pool2d(torch.from_numpy(planes).float(), side_px).round().byte().numpy()
+    x,y = (np.concatenate([mean(part) for part in np.array_split(a, -(-len(a)//256))]) for a in (self.x, self.y[:,None]))
+    return replace(self, x=x, y=y[:,0])

@@ -7,9 +7,10 @@ Docs: https://neuroseg.github.io/neuroseg/train.html.md"""
 # %% auto #0
 __all__ = ['LOSSES', 'OPTIMIZERS', 'CHOICES', 'THESIS_RECIPE', 'FORMER', 'LRFound', 'TrainConfig', 'config_dict', 'config_from',
            'stored_config', 'config_diff', 'SliceLoader', 'PooledDice', 'ThesisDice', 'EpochSeed', 'BFloat16',
-           'WeightAverage', 'open_layers', 'make_learner', 'find_lr', 'save_weights', 'float_weights', 'load_weights',
-           'learner_state', 'save_checkpoint', 'checkpoint_meta', 'load_checkpoint', 'write_history', 'read_history',
-           'Checkpoint', 'resume', 'finished', 'hand_out', 'train', 'ZeroMean', 'dynamic_unet']
+           'WeightAverage', 'LowRank', 'add_low_rank', 'merge_low_rank', 'open_layers', 'make_learner', 'find_lr',
+           'save_weights', 'float_weights', 'load_weights', 'learner_state', 'save_checkpoint', 'checkpoint_meta',
+           'load_checkpoint', 'write_history', 'read_history', 'Checkpoint', 'resume', 'finished', 'hand_out', 'train',
+           'ZeroMean', 'dynamic_unet']
 
 # %% ../nbs/11_train.ipynb #c003
 import csv, json
@@ -31,6 +32,7 @@ from fastai.data.load import DataLoader
 from fastai.vision.models.unet import DynamicUnet
 from fastcore.basics import patch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization, remove_parametrizations
 
 from .core import ConfigError, InputError, NeurosegError, OutputError, RunError, atomic_path, need, seed_everything, write_json
 from .data import Augment, SliceSet, augment, batch, draw_epoch
@@ -43,7 +45,7 @@ LOSSES = {'dice_bce': DiceBCELoss, 'mixed_dice_bce': MixedDiceBCELoss, 'thesis':
           'slice_tversky_bce': partial(SliceTverskyBCELoss, missed=.7, wrong=.3)}
 OPTIMIZERS = {'adamw': torch.optim.AdamW, 'adam': torch.optim.Adam}
 CHOICES = dict(loss=(*LOSSES,), optimizer=(*OPTIMIZERS,), schedule=('one_cycle','flat'), sampling=('patient','all'),
-               keep=('last','best'), precision=('float32','bfloat16'), layers=('all','decoder','head','norm'))
+               keep=('last','best'), precision=('float32','bfloat16'), layers=('all','decoder','head','norm','low_rank'))
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -234,30 +236,64 @@ def after_validate(self:WeightAverage):
     if self.swapped: self.swap()
 
 # %% ../nbs/11_train.ipynb #c054
+class LowRank(nn.Module):
+    "The difference of low rank that a closed filter learns (Hu et al. 2022, LoRA): zero at first, `rank*(out+in)` numbers in place of `out*in`."
+    def __init__(self,
+        weight:nn.Parameter, # Filters `(out, ...)`
+        rank:int=4, # Of the difference
+    ):
+        super().__init__()
+        n_in = weight[0].numel()
+        self.a = nn.Parameter(torch.randn(rank, n_in)/n_in**.5)
+        self.b = nn.Parameter(torch.zeros(len(weight), rank))
+    def forward(self, weight): return weight + (self.b@self.a).view_as(weight)
+
+def add_low_rank(
+    model:nn.Module, # A network
+    rank:int=4, # Of each difference
+)->nn.Module: # The same module
+    "Give every full convolution that has more than twice the rank a difference of low rank."
+    for m in list(model.modules()):
+        if isinstance(m, nn.Conv2d) and m.groups==1 and min(m.weight.flatten(1).shape)>2*rank: register_parametrization(m, 'weight', LowRank(m.weight, rank))
+    return model
+
+def merge_low_rank(
+    model:nn.Module, # From `add_low_rank`
+)->nn.Module: # The same module, with as many weights as before
+    "Add what was learnt to the filters themselves, so that a network runs and is stored as if nothing had been beside them."
+    for m in list(model.modules()):
+        if is_parametrized(m, 'weight'): remove_parametrizations(m, 'weight', leave_parametrized=True)
+    return model
+
+# %% ../nbs/11_train.ipynb #c059
 def open_layers(
     model:nn.Module, # A network
-    layers:str, # 'all'; 'decoder': all but the encoder; 'head': the last convolution; 'norm': scales and shifts of batch normalisation
+    layers:str, # 'all'; 'decoder': all but the encoder; 'head': the last convolution; 'norm': scales and shifts of batch normalisation; 'low_rank': see `add_low_rank`
 )->nn.Module: # The same module
     "Leave some layers open to learning and close the others."
+    if layers=='low_rank': add_low_rank(model)
     norms = {f'{name}.{k}' for name,m in model.named_modules() if isinstance(m, nn.BatchNorm2d) for k in ('weight','bias')}
-    kinds = dict(all=lambda k: True, decoder=lambda k: not k.startswith(('encoder.','down.')), head=lambda k: k.startswith('head.'), norm=norms.__contains__)
+    kinds = dict(all=lambda k: True, decoder=lambda k: not k.startswith(('encoder.','down.')), head=lambda k: k.startswith('head.'), norm=norms.__contains__,
+                 low_rank=lambda k: k.endswith(('.parametrizations.weight.0.a','.parametrizations.weight.0.b')))
     for k,p in model.named_parameters(): p.requires_grad_(kinds[layers](k))
     if not any(p.requires_grad for p in model.parameters()): raise ConfigError(f"open_layers: this network has no layers that are called {layers!r}; choose 'all'")
     return model
 
-# %% ../nbs/11_train.ipynb #c057
+# %% ../nbs/11_train.ipynb #c062
 def make_learner(
     cfg:TrainConfig,
     train_set:SliceSet,
     valid_set:SliceSet, # Watched, never trained on
     *,
     valid_bs:int=None, # Batch of validation; default: `cfg.valid_bs`
+    start:Path|None=None, # `.safetensors` of the same network, to begin with; None: as `cfg` says
 )->Learner:
     "A fastai Learner for `cfg`; every random draw of its making comes from `cfg.seed`."
     for s in (train_set, valid_set):
         if s.n_channels!=cfg.n_in: raise ConfigError(f"make_learner: the slices have {s.n_channels} channels, `n_in` is {cfg.n_in}; set n_in={s.n_channels}, or prepare them with another context")
     seed_everything(cfg.seed)
-    model = build_model(cfg.model, n_in=cfg.n_in, pretrained=cfg.pretrained).to(memory_format=torch.channels_last)
+    model = build_model(cfg.model, n_in=cfg.n_in, pretrained=cfg.pretrained and not start).to(memory_format=torch.channels_last)
+    if start: load_weights(model, start)
     open_layers(model, cfg.layers).to('cuda' if torch.cuda.is_available() else 'cpu')
     dls = DataLoaders(SliceLoader(train_set, cfg, True), SliceLoader(valid_set, cfg, False, valid_bs or cfg.valid_bs))
     opt = lambda params, lr, **kw: OptimWrapper(params, opt=OPTIMIZERS[cfg.optimizer], lr=lr, eps=cfg.eps)
@@ -267,7 +303,7 @@ def make_learner(
     if cfg.precision=='bfloat16': cbs.append(BFloat16())
     return Learner(dls, model, LOSSES[cfg.loss](), opt_func=opt, lr=cfg.lr, wd=cfg.wd, metrics=[PooledDice(), ThesisDice()], cbs=cbs)
 
-# %% ../nbs/11_train.ipynb #c062
+# %% ../nbs/11_train.ipynb #c067
 LRFound = namedtuple('LRFound', 'lr lrs losses')
 
 def find_lr(
@@ -285,7 +321,7 @@ def find_lr(
         found = learn.lr_find(start_lr=lr_from, end_lr=lr_to, num_it=n_steps, show_plot=False)
     return LRFound(found.valley, np.array(learn.recorder.lrs), np.array([float(l) for l in learn.recorder.losses]))
 
-# %% ../nbs/11_train.ipynb #c067
+# %% ../nbs/11_train.ipynb #c072
 def save_weights(
     learn:Learner,
     path:Path, # `.safetensors`
@@ -295,7 +331,7 @@ def save_weights(
     w = learn.weight_average.avg if hasattr(learn,'weight_average') else learn.model.state_dict()
     with atomic_path(path) as tmp: tmp.write_bytes(st.save({k:v.detach().cpu().contiguous() for k,v in w.items()}))
 
-# %% ../nbs/11_train.ipynb #c071
+# %% ../nbs/11_train.ipynb #c076
 def float_weights(
     state:dict, # Name to tensor; under NAME.step what one step of an int8 tensor is worth, see `export.byte_weights`
 )->dict: # Name to tensor, floating-point numbers as float32
@@ -303,7 +339,7 @@ def float_weights(
     real = {k: v*state[f'{k}.step'] if f'{k}.step' in state else v for k,v in state.items() if not k.endswith('.step')}
     return {k: v.float() if v.is_floating_point() else v for k,v in real.items()}
 
-# %% ../nbs/11_train.ipynb #c074
+# %% ../nbs/11_train.ipynb #c079
 @contextmanager
 def _opening(path, is_what):
     "Turn what a damaged or foreign safetensors file raises into one sentence."
@@ -325,7 +361,7 @@ def load_weights(
     model.load_state_dict(w)
     return model.eval()
 
-# %% ../nbs/11_train.ipynb #c077
+# %% ../nbs/11_train.ipynb #c082
 def learner_state(
     learn:Learner,
 )->dict: # Name to tensor
@@ -335,7 +371,7 @@ def learner_state(
     if hasattr(learn, 'weight_average'): out |= {f'avg.{k}':v for k,v in learn.weight_average.avg.items()}
     return {k:v.detach().cpu().contiguous() for k,v in out.items()}
 
-# %% ../nbs/11_train.ipynb #c081
+# %% ../nbs/11_train.ipynb #c086
 def save_checkpoint(
     learn:Learner,
     path:Path, # `.safetensors`
@@ -346,14 +382,14 @@ def save_checkpoint(
     if hasattr(learn, 'weight_average'): meta = {**meta, 'avg_n':learn.weight_average.n}
     with atomic_path(path) as tmp: tmp.write_bytes(st.save(learner_state(learn), metadata={'run':json.dumps(meta)}))
 
-# %% ../nbs/11_train.ipynb #c083
+# %% ../nbs/11_train.ipynb #c088
 def checkpoint_meta(
     path:Path, # `.safetensors` written by `save_checkpoint`
 )->dict: # Its facts
     "What a checkpoint says about itself, without loading a tensor."
     with _opening(path, 'a checkpoint') as st, st.safe_open(path, 'pt') as f: return json.loads(f.metadata()['run'])
 
-# %% ../nbs/11_train.ipynb #c085
+# %% ../nbs/11_train.ipynb #c090
 def _like(v, ref):
     "`v` with the device and memory layout of `ref`, so that arithmetic runs in the same order as before."
     return torch.empty_like(ref, dtype=v.dtype).copy_(v) if v.shape==ref.shape else v
@@ -379,7 +415,7 @@ def load_checkpoint(
     if hasattr(learn, 'weight_average'): learn.weight_average.avg,learn.weight_average.n = {k:_like(v, weights[k]) for k,v in part('avg.').items()},meta['avg_n']
     return meta
 
-# %% ../nbs/11_train.ipynb #c087
+# %% ../nbs/11_train.ipynb #c092
 def write_history(
     path:Path, # `history.csv`
     rows:list, # One dict an epoch
@@ -396,7 +432,7 @@ def read_history(
     except OSError as e: raise InputError(f"`{Path(path).name}` cannot be read; expected the log of a training in `{Path(path).parent.name}`") from e
     return [{k: int(v) if k=='epoch' else float(v) for k,v in row.items()} for row in csv.DictReader(text.splitlines())]
 
-# %% ../nbs/11_train.ipynb #c089
+# %% ../nbs/11_train.ipynb #c094
 class Checkpoint(Callback):
     "After each epoch: one row of history.csv, a checkpoint to resume from, the best weights, and early stopping."
     order = 60
@@ -414,7 +450,7 @@ class Checkpoint(Callback):
         names,values = self.recorder.metric_names[1:-1], self.recorder.log[1:]
         return {'epoch':self.epoch, **dict(zip(names, map(float,values))), 'train_s':round(self.train_s,1)}
 
-# %% ../nbs/11_train.ipynb #c092
+# %% ../nbs/11_train.ipynb #c097
 @patch
 def after_epoch(self:Checkpoint):
     if self.epoch<self.start: return # fastai runs through the finished epochs without training
@@ -431,7 +467,7 @@ def after_epoch(self:Checkpoint):
         'smooth':[mean.count, float(mean.val)], 'config':config_dict(self.cfg), 'data':self.data})
     if self.cfg.patience and self.epoch-self.best['epoch']>=self.cfg.patience: raise CancelFitException
 
-# %% ../nbs/11_train.ipynb #c099
+# %% ../nbs/11_train.ipynb #c104
 def resume(
     learn:Learner, # As `make_learner` makes it
     folder:Path, # Of the run
@@ -448,7 +484,7 @@ def resume(
     if meta.get('data') not in (None, data): raise RunError(f"train: `{path.parent.name}` holds a checkpoint of a training on other slices; choose another folder or delete it")
     return load_checkpoint(learn, path)
 
-# %% ../nbs/11_train.ipynb #c102
+# %% ../nbs/11_train.ipynb #c107
 def finished(
     meta:dict|None, # Facts of a checkpoint
     cfg:TrainConfig,
@@ -457,7 +493,7 @@ def finished(
     if not meta: return False
     return meta['next_epoch']>=cfg.epochs or bool(cfg.patience and meta['next_epoch']-1-meta['best']['epoch']>=cfg.patience)
 
-# %% ../nbs/11_train.ipynb #c104
+# %% ../nbs/11_train.ipynb #c109
 def hand_out(
     learn:Learner,
     folder:Path, # Of the run
@@ -467,11 +503,12 @@ def hand_out(
     if cfg.keep=='best': load_weights(learn.model, Path(folder)/'best.safetensors')
     elif cfg.ema: learn.model.load_state_dict(learn.weight_average.avg)
     if cfg.ema: learn.remove_cb(learn.weight_average) # it would put its own weights in place of these
+    merge_low_rank(learn.model)
     save_weights(learn, Path(folder)/'weights.safetensors')
     learn.model.eval()
     return learn
 
-# %% ../nbs/11_train.ipynb #c107
+# %% ../nbs/11_train.ipynb #c112
 @contextmanager
 def _quiet(learn, progress):
     "No bars and rows if not wanted; an error of ours without fastai's remark on the callback; no autocast left open."
@@ -497,12 +534,11 @@ def train(
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise OutputError(f"train: cannot make the folder `{folder.name}` ({e.strerror}); choose another") from e
     for stray in folder.glob('.????????-*.safetensors'): stray.unlink() # a checkpoint that a kill left half-written
-    learn = make_learner(cfg, train_set, valid_set)
+    learn = make_learner(cfg, train_set, valid_set, start=start)
     learn.path,data = folder,[train_set.fingerprint(), valid_set.fingerprint()]
     meta = resume(learn, folder, cfg, data)
     side = train_set.x.shape[-1]
     if side!=cfg.prep.size_px: raise ConfigError(f"train: the slices have {side} pixels a side, `prep.size_px` is {cfg.prep.size_px}; prepare them with the recipe's own `prep`")
-    if start and not meta: load_weights(learn.model, start)
     first = meta['next_epoch'] if meta else 0
     write_json(folder/'config.json', config_dict(cfg))
     if not finished(meta, cfg):
@@ -510,7 +546,7 @@ def train(
         with _quiet(learn, progress): fit(cfg.epochs, cfg.lr, cbs=[Checkpoint(folder, cfg, first, meta, data), *cbs], start_epoch=first)
     return hand_out(learn, folder, cfg)
 
-# %% ../nbs/11_train.ipynb #c131
+# %% ../nbs/11_train.ipynb #c136
 class ZeroMean(nn.Module):
     "[0, 1] to about zero mean and unit spread, as ImageNet encoders were trained."
     def forward(self, x): return (x-.5)*4
