@@ -8,7 +8,7 @@ Docs: https://neuroseg.github.io/neuroseg/privacy.html.md"""
 __all__ = ['COHORT_FILE', 'STATE', 'PUBLIC_ID', 'GENERIC', 'MIN_PATIENTS', 'WHO', 'ABOUT_NOBODY', 'TELLING', 'SPOKEN', 'FEW',
            'read_mark', 'mark', 'is_public_id', 'Cohort', 'cohort_of', 'opaque', 'keyed', 'names_in', 'name_pattern',
            'scrubber', 'own_cache', 'cleaned', 'guarded', 'per_patient', 'averages', 'safe_facts', 'schematic',
-           'check_place']
+           'check_place', 'membership_attack']
 
 # %% ../nbs/27_privacy.ipynb #c003
 import contextlib, hmac, io, json, logging, math, os, re, secrets, subprocess, sys, tempfile, warnings
@@ -19,7 +19,7 @@ import numpy as np
 
 from . import core
 from .cases import find_cases, find_layout
-from .core import ConfigError, NeurosegError, OutputError, RunError, read_json, write_json
+from .core import ConfigError, InputError, NeurosegError, OutputError, RunError, ShapeError, read_json, write_json
 
 # %% ../nbs/27_privacy.ipynb #c007
 COHORT_FILE = 'cohort.json' # In the folder of a cohort
@@ -322,3 +322,36 @@ def check_place(
     inside = git('rev-parse', '--is-inside-work-tree')
     if inside is None or inside.returncode or git('check-ignore', '-q', str(folder/'run.json')).returncode==0: return
     raise OutputError(f'results of a private cohort would lie in `{folder.name}`, which git does not ignore; name a folder outside the repository, or add it to .gitignore')
+
+# %% ../nbs/27_privacy.ipynb #c054
+def _attack(
+    members, # How many of those learnt from have each loss `(...,T)`, the T different losses rising
+    others, # How many of those not learnt from have it, same shape
+)->tuple: # Area under the ROC curve and best advantage, each `(...)`
+    "The ROC curve of calling everybody a member whose loss stays below a threshold, for every threshold."
+    tpr, fpr = (np.concatenate([np.zeros_like(k[...,:1]), k.cumsum(-1)], -1)/k.sum(-1, keepdims=True) for k in (members, others))
+    return ((tpr[...,1:]+tpr[...,:-1])/2*np.diff(fpr)).sum(-1), (tpr-fpr).max(-1) # equal losses are climbed in one slanting step: half
+
+# %% ../nbs/27_privacy.ipynb #c057
+def membership_attack(
+    members, # Loss of each patient who was learnt from `(n,)`; each patient once
+    others, # Loss of each patient who was not `(m,)`, by the same model
+    *,
+    n_draws:int=10_000, # Resamples for the interval, and shuffles for what chance does
+    seed:int=0, # Same seed, same interval
+)->dict: # `members` and `others` (counts), `auc`, `auc_ci95`, `advantage`, `chance_advantage` (95 % of shuffles stay at or below it), `p` (share of shuffles with such an area)
+    "How well a loss threshold tells who was learnt from (Yeom et al., IEEE CSF 2018, 268-282)."
+    given = [np.asarray(v, float) for v in (members, others)]
+    for name,v in zip(('members', 'others'), given):
+        if v.ndim!=1 or not len(v): raise ShapeError(f'membership_attack: `{name}` has shape {v.shape}; expected one loss a patient, and at least one patient')
+        if np.isnan(v).any(): raise InputError(f'membership_attack: {np.isnan(v).sum()} of {len(v)} losses in `{name}` are NaN; leave those patients out')
+    losses = np.unique(np.concatenate(given))
+    known, other = ((v[:,None]==losses).sum(0) for v in given)
+    auc, advantage = _attack(known, other)
+    rng = np.random.default_rng(seed)
+    drawn, _ = _attack(*(rng.multinomial(k.sum(), k/k.sum(), n_draws) for k in (known, other))) # patients with replacement
+    shuffled = rng.multivariate_hypergeometric(known+other, known.sum(), n_draws) # who was learnt from, by lot
+    chance, best = _attack(shuffled, known+other-shuffled)
+    lo, hi = np.quantile(drawn, [.025,.975], method='inverted_cdf')
+    return dict(members=int(known.sum()), others=int(other.sum()), auc=float(auc), auc_ci95=[float(lo), float(hi)], advantage=float(advantage),
+        chance_advantage=float(np.quantile(best, .95, method='inverted_cdf')), p=float((1+(chance>=auc-1e-12).sum())/(1+n_draws)))
