@@ -98,8 +98,8 @@ def tune(
     progress:bool=True, # Show bars
 ): # The finished network
     "Go on training from a model's weights."
-    own = slice_set(cases, cfg.prep, progress=progress)
-    return train(cfg, joined(own, rehearse, seed=cfg.seed) if rehearse else own, own, run, start=start, progress=progress).model
+    own, watched = (slice_set(some, cfg.prep, progress=progress) for some in (cases, cases[:1])) # one patient's curve shows that it learns; it decides nothing
+    return train(cfg, joined(own, rehearse, seed=cfg.seed) if rehearse else own, watched, run, start=start, progress=progress).model
 
 # %% ../nbs/34_finetune.ipynb #c027
 def _model(net, folder, *, card, cfg, name, cohort, cases, extra):

@@ -369,6 +369,39 @@ def _ablations(run):
     return n
 
 # %% ../nbs/16_report.ipynb #c061
+def _fine_tuning(run):
+    "Numbers of study 25."
+    patients, thesis, curve, forgetting, shift, volumes, chosen, candidates = (table(run, name) for name in ('patients', 'thesis_protocol', 'curve', 'forgetting', 'shift', 'volumes', 'chosen', 'candidates'))
+    attack = table(run, 'membership').iloc[0].to_dict()
+    rows = {arm: g.to_dict('records') for arm,g in patients.groupby('arm', sort=False)}
+    n = dict(arms={arm: summarise(r, keys=('dice',), empty=1.)['scores']['dice'] | dict(n=len(r)) for arm,r in rows.items()}, gain=compare(rows['shipped model'], rows['fine-tuned, one left out']),
+             thesis_protocol=dict(zip(thesis['split'], thesis['dice'])), curve={int(k): dict(mean=float(g.mean()), min=float(g.min()), max=float(g.max()), draws=len(g)) for k,g in curve.groupby('n_patients')['dice']},
+             forgetting={k: dict(g.groupby('arm', sort=False)['dice'].mean()) for k,g in forgetting.groupby('cohort')}, shift=dict(zip(shift['change'], shift['dice'])),
+             volumes={arm: dict(dice=float(g['dice'].mean()), hd95_mm=float(g['hd95_mm'].median()), error_ml=float((g['pred_ml']-g['targ_ml']).abs().median())) for arm,g in volumes.groupby('arm', sort=False)},
+             candidates=dict(zip(candidates['candidate'], candidates['dice'])), chosen=dict(Counter(chosen['candidate'])), membership=attack)
+    n['lost'] = {arm: float(n['forgetting']['first']['before']-v) for arm,v in n['forgetting']['first'].items() if arm!='before'}
+    n['split_gives'] = n['thesis_protocol']['slices at random']-n['thesis_protocol']['patients apart, the same slices']
+    own, zero = n['arms']['fine-tuned, one left out'], n['arms']['shipped model']
+    n['headline'] = f"Ten patients of another hospital: mean Dice {zero['mean']:.3f} as it is, {own['mean']:.3f} after fine-tuning on the others ({own['mean_ci95'][0]:.3f} to {own['mean_ci95'][1]:.3f}, n = {own['n']}, each left out once)."
+    return n | dict(answer=_tuning_answer(n))
+
+def _tuning_answer(n):
+    "The paragraph at the end of study 25, advice to a hospital."
+    own, zero, g, t, old, lost = n['arms']['fine-tuned, one left out'], n['arms']['shipped model'], n['gain'], n['thesis_protocol'], n['forgetting']['first'], n['lost']
+    span = lambda s: f"{s['mean_ci95'][0]:.3f} to {s['mean_ci95'][1]:.3f}"
+    remedies = {k: v for k,v in lost.items() if k!='fine-tuned'}
+    least, points = min(remedies, key=remedies.get), ', '.join(f"{k}: {v['mean']:.3f}" for k,v in n['curve'].items())
+    picked = max(n['shift'], key=n['shift'].get)
+    return (f"On {zero['n']} patients of a cohort that it has never met the shipped model has a mean Dice of {zero['mean']:.3f} ({span(zero)}). Fine-tuned on the others, each patient left out once, it has {own['mean']:.3f} ({span(own)}), median {own['median']:.3f}: "
+        f"{g['gain']:+.3f} ({g['gain_ci95'][0]:+.3f} to {g['gain_ci95'][1]:+.3f}), better for {g['n_better']} and worse for {g['n_worse']}. By the number of patients outlined the mean is {points}. "
+        f"Layers, rate and length chosen without the patients that are scored ({', '.join(f'`{k}` for {v}' for k,v in n['chosen'].items())} of {sum(n['chosen'].values())} groups) give {n['arms']['fine-tuned, settings chosen']['mean']:.3f}, the settings that `finetune` has anyway {n['arms']['fine-tuned']['mean']:.3f} on the same groups. "
+        f"Begun from ImageNet the same patients give {n['arms']['from ImageNet']['mean']:.3f} and from nothing {n['arms']['from scratch']['mean']:.3f}. "
+        f"By the thesis' protocol, slices divided at random, the score is {t['slices at random']:.3f}; on the same slices with patients kept apart it is {t['patients apart, the same slices']:.3f}, so the split gives {n['split_gives']:+.3f}; a predictor that sees no image reaches {t['slices at random, no image']:.3f} by it. "
+        f"On patients of the first cohort that the network never met, the mean falls from {old['before']:.3f} to {old['fine-tuned']:.3f}; of the remedies `{least}` loses least ({lost[least]:+.3f}, and {n['forgetting']['new'][least]:.3f} on the new cohort against {n['forgetting']['new']['fine-tuned']:.3f}). "
+        f"Changing the input alone closes little: the best of {len(n['shift'])}, `{picked}`, has {n['shift'][picked]:.3f}, picked with hindsight. On whole volumes the median error falls from {n['volumes']['as it is']['error_ml']:.0f} to {n['volumes']['fine-tuned']['error_ml']:.0f} mL. "
+        f"Who gets hold of a fine-tuned model tells by its loss who was in it with an area under the curve of {n['membership']['auc']:.2f}; one half would be a coin.")
+
+# %% ../nbs/16_report.ipynb #c063
 def _deployment(run):
     "Numbers of study 28."
     cold, parts, warm, variants = (table(run, name) for name in ('cold', 'parts', 'warm', 'variants'))
@@ -384,10 +417,10 @@ def _deployment(run):
         f"({small['gain_lo']:+.3f} to {small['gain_hi']:+.3f}); leaving out the mirrored view changes it by {single['gain']:+.3f} ({single['gain_lo']:+.3f} to {single['gain_hi']:+.3f}), at {single['slices_per_s']:.0f} slices a second.")
     return n
 
-# %% ../nbs/16_report.ipynb #c063
-SUMMARIES = {'20_exploration': _exploration, '21_thesis': _thesis, '22_protocol_audit': _protocol_audit, '23_learner': _learner, '24_ablations': _ablations, '28_deployment': _deployment, '29_speed_run': _speed} # study -> its numbers, from the folder of a run
+# %% ../nbs/16_report.ipynb #c065
+SUMMARIES = {'20_exploration': _exploration, '21_thesis': _thesis, '22_protocol_audit': _protocol_audit, '23_learner': _learner, '24_ablations': _ablations, '25_fine_tuning': _fine_tuning, '28_deployment': _deployment, '29_speed_run': _speed} # study -> its numbers, from the folder of a run
 
-# %% ../nbs/16_report.ipynb #c066
+# %% ../nbs/16_report.ipynb #c068
 def summary(
     folder, # Of a run
     study:str|None=None, # Its study; None: as `run.json` says
@@ -397,7 +430,7 @@ def summary(
     if study not in SUMMARIES: raise ConfigError(f"study {study} has no entry in `report.SUMMARIES`; add the function that computes its numbers from its tables")
     return jsonable(SUMMARIES[study](folder))
 
-# %% ../nbs/16_report.ipynb #c068
+# %% ../nbs/16_report.ipynb #c070
 @patch
 def finish(self:StudyRun,
     data_hash:str|None=None, # Fingerprint of the data, as `cases.verify` gives it
@@ -414,7 +447,7 @@ def finish(self:StudyRun,
     write_json(self.folder/'run.json', record)
     return found
 
-# %% ../nbs/16_report.ipynb #c072
+# %% ../nbs/16_report.ipynb #c074
 def own_paths(
     root:Path, # Of the repository
     folders:dict|None=None, # More paths, and what is written instead
@@ -438,7 +471,7 @@ def scrub(
     text = re.sub(r'(?:/home|/Users|\b[A-Za-z]:[/\\]+Users)[/\\]+[^/\\\s\'"`:,)]+', '~', text)
     return re.sub(r'ipykernel_\d+[/\\]+\d+\.py', 'cell', text)
 
-# %% ../nbs/16_report.ipynb #c075
+# %% ../nbs/16_report.ipynb #c077
 def scrub_all(
     obj, # Strings in lists and dicts
     paths:dict, # From `own_paths`
@@ -462,7 +495,7 @@ def nbformat_of(obj): # Dicts and lists
     "A notebook of plain values."
     return need('nbformat', extra='reproduce').from_dict(obj)
 
-# %% ../nbs/16_report.ipynb #c077
+# %% ../nbs/16_report.ipynb #c079
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title><style>
 body{{max-width:52rem;margin:2rem auto;padding:0 1rem;font:16px/1.6 system-ui,sans-serif;color:#222;background:#fff}}
@@ -481,7 +514,7 @@ def to_html(
     css = re.sub(r' */\*.*?\*/', '', need('pygments.formatters', extra='reproduce').HtmlFormatter(style='friendly').get_style_defs('.highlight')) # without its remarks
     return PAGE.format(title=heading[1] if heading else 'study', css=css, body=exporter.from_notebook_node(nb)[0])
 
-# %% ../nbs/16_report.ipynb #c081
+# %% ../nbs/16_report.ipynb #c083
 def library(
     root:Path, # Of a repository
 )->Path: # Folder of modules
@@ -509,7 +542,7 @@ def is_current(
     record = read_json(file)
     return record.get('code')==code and all(record['params'].get(k, v)==v for k,v in jsonable(params).items())
 
-# %% ../nbs/16_report.ipynb #c084
+# %% ../nbs/16_report.ipynb #c086
 @contextlib.contextmanager
 def _environment(**values):
     "Environment variables for the kernels started inside."
@@ -528,7 +561,7 @@ def kernel_environment(
     return dict(PYTHONPATH=os.pathsep.join(filter(None, [str(folder.parent), os.environ.get('PYTHONPATH')])),
                 PYTHONWARNINGS=os.environ.get('PYTHONWARNINGS') or 'ignore::DeprecationWarning,ignore::FutureWarning')
 
-# %% ../nbs/16_report.ipynb #c086
+# %% ../nbs/16_report.ipynb #c088
 @contextlib.contextmanager
 def _hushed(name):
     "A logger that says nothing: what it would say, we say in one sentence."
@@ -539,7 +572,7 @@ def _hushed(name):
     try: yield
     finally: log.setLevel(before)
 
-# %% ../nbs/16_report.ipynb #c089
+# %% ../nbs/16_report.ipynb #c091
 def why(
     e:Exception, # From papermill
     study:str, # Name
@@ -556,7 +589,7 @@ def why(
     if isinstance(kind, type) and issubclass(kind, NeurosegError): return kind(f"study {study}: {first}")
     return RunError(f"study {study} stopped in cell [{e.exec_count}] `{e.source.strip().splitlines()[0]}`: {e.ename}: {first}")
 
-# %% ../nbs/16_report.ipynb #c093
+# %% ../nbs/16_report.ipynb #c095
 def execute(
     notebook:Path, # A study
     folder:Path, # Gets notebook.ipynb
@@ -577,7 +610,7 @@ def execute(
     except (papermill.PapermillExecutionError, dead) as e: raise why(e, notebook.stem, nbformat.read(file, as_version=4).cells) from None
     return nbformat.read(file, as_version=4)
 
-# %% ../nbs/16_report.ipynb #c095
+# %% ../nbs/16_report.ipynb #c097
 def held_for(
     folder, # Of a run
 ): # `privacy.Cohort`; None for a public one
@@ -609,7 +642,7 @@ def _texts(o, change): # Every text of an object changed, but pictures
     if isinstance(o, dict): return {k: v if str(k).startswith('image/') else _texts(v, change) for k,v in o.items()}
     return [_texts(v, change) for v in o] if isinstance(o, list) else o
 
-# %% ../nbs/16_report.ipynb #c098
+# %% ../nbs/16_report.ipynb #c100
 def check_sealed(
     folder:Path, # Of a private run, complete
     cohort, # `privacy.Cohort`, private
@@ -622,7 +655,7 @@ def check_sealed(
     if found: raise RunError(f"the results would betray patients ({'; '.join(map(str, found[:3]))}{'...' if found[3:] else ''}): let the study write through `StudyRun` only")
     (folder/HELD).unlink()
 
-# %% ../nbs/16_report.ipynb #c100
+# %% ../nbs/16_report.ipynb #c102
 def _store(nb, folder, name, paths):
     "Write a notebook fit to be published."
     with atomic_path(folder/name) as tmp: need('nbformat', extra='reproduce').write(publishable(nb, paths), tmp)
@@ -640,7 +673,7 @@ def _seal(folder, nb, params, code, paths):
     with atomic_path(folder/'notebook.html') as tmp: tmp.write_text(page, encoding='utf-8', newline='\n')
     if cohort: check_sealed(folder, cohort)
 
-# %% ../nbs/16_report.ipynb #c103
+# %% ../nbs/16_report.ipynb #c105
 def run_study(
     name:str, # As `find_study` takes it
     profile:str='smoke', # Of its `params.yml`
@@ -675,7 +708,7 @@ def _keep(tmp, failed, paths):
     nb, cohort = need('nbformat', extra='reproduce').read(tmp/'notebook.ipynb', as_version=4), held_for(tmp)
     _store(withheld(nb, tmp, cohort) if cohort else nb, failed, 'failed.ipynb', paths)
 
-# %% ../nbs/16_report.ipynb #c110
+# %% ../nbs/16_report.ipynb #c112
 def leaves(
     found:dict, # A summary: numbers in dicts and lists
 )->dict: # 'all sequences.scores.dice.mean' to its number; None where a value is missing
@@ -696,7 +729,7 @@ def drift(
         if not same and allowed is not None: found.append(dict(path=path, before=a, after=b, tolerance=allowed))
     return found
 
-# %% ../nbs/16_report.ipynb #c113
+# %% ../nbs/16_report.ipynb #c115
 def tolerances(
     root=None, # As `find_repo` takes it
 )->dict: # Study to rules for `drift`
@@ -710,7 +743,7 @@ def tolerances(
     if wrong: raise ConfigError(f"`tolerances.yml`: the rules of {', '.join(wrong)} are not patterns with a number or null each")
     return said
 
-# %% ../nbs/16_report.ipynb #c116
+# %% ../nbs/16_report.ipynb #c118
 def reproduce(
     names=None, # Studies; None: all that have the profile
     profile:str='smoke', # Of their `params.yml`
@@ -748,7 +781,7 @@ def _profiles(study, root): # Empty if there is no params.yml
     file = root/'reports'/study/'params.yml'
     return need('yaml', extra='reproduce').safe_load(file.read_text(encoding='utf-8')) or {} if file.is_file() else {}
 
-# %% ../nbs/16_report.ipynb #c117
+# %% ../nbs/16_report.ipynb #c119
 def kept_runs(
     root, # Of the repository
 )->list[Path]: # Their folders, reports/<study>/<profile>
@@ -756,7 +789,7 @@ def kept_runs(
     runs = (f.parent for f in (Path(root)/'reports').glob('*/*/run.json'))
     return sorted(r for r in runs if r.name not in ('smoke','gpu') and not r.name.startswith(('.','private')))
 
-# %% ../nbs/16_report.ipynb #c119
+# %% ../nbs/16_report.ipynb #c121
 ABOUT = """# Reports
 
 What the studies in `nbs/studies` found. Each row is one run: the notebook as it ran, its tables, the figures drawn from them, and
@@ -789,7 +822,7 @@ def write_index(
     with atomic_path(root/'reports'/'README.md') as tmp: tmp.write_text(text, encoding='utf-8', newline='\n')
     return root/'reports'/'README.md'
 
-# %% ../nbs/16_report.ipynb #c123
+# %% ../nbs/16_report.ipynb #c125
 def figures(
     names=None, # Studies; None: all
     *,

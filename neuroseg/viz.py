@@ -9,8 +9,8 @@ __all__ = ['COLOURS', 'ROLES', 'SERIES', 'STYLE', 'METADATA', 'SEQUENCE_TITLES',
            'new_figure', 'save_figure', 'grey8', 'rgb', 'montage', 'triptych_panel', 'triptych', 'as_frame',
            'best_epoch', 'training_curves', 'trace_network', 'architecture', 'dice_strip', 'by_size',
            'slices_per_patient', 'lesion_by_institution', 'lesion_extent', 'intensity_curves', 'lesion_map',
-           'fold_balance', 'pace_bars', 'score_over_time', 'lr_finder', 'fold_curves', 'dice_by_size', 'choice_dots',
-           'forest', 'bars', 'table', 'panels', 'draw']
+           'fold_balance', 'pace_bars', 'score_over_time', 'learning_curve', 'trade_off', 'lr_finder', 'fold_curves',
+           'dice_by_size', 'choice_dots', 'forest', 'bars', 'table', 'panels', 'draw']
 
 # %% ../nbs/15_viz.ipynb #c003
 import functools, io
@@ -554,6 +554,42 @@ def score_over_time(
 
 # %% ../nbs/15_viz.ipynb #c091
 @styled
+def learning_curve(
+    rows, # n_patients and dice of each draw
+): # Figure
+    "The score against the number of patients that were learnt from."
+    f = as_frame(rows)
+    fig, ax = new_figure(height_in=2.5)
+    groups = [(n, g['dice'].to_numpy()) for n,g in f.groupby('n_patients')]
+    for n,v in groups: ax.plot(n + .16*_spread(len(v))*(len(v)>1), v, 'o', ms=4, mec='white', mew=.4, color=colour('blue'), alpha=.55)
+    at, mean = [n for n,_ in groups], [v.mean() for _,v in groups]
+    lo, hi = np.transpose([bootstrap_ci(v) for _,v in groups])
+    ax.fill_between(at, lo, hi, color=colour('vermilion'), alpha=.15, lw=0)
+    ax.plot(at, mean, 'D-', ms=4.5, mfc='white', color=colour('vermilion'), lw=1.4)
+    for n,m in zip(at, mean): ax.annotate(f'{m:.3f}', (n, m), (0,7), textcoords='offset points', ha='center', fontsize=8, color=colour('vermilion'), bbox=dict(fc='white', ec='none', pad=.4, alpha=.8))
+    ax.set(xlabel='patients to learn from', ylabel='mean Dice of the others', xticks=at, ylim=(None,1))
+    return fig
+
+# %% ../nbs/15_viz.ipynb #c094
+@styled
+def trade_off(
+    rows, # cohort, arm, patient, dice
+    *,
+    across:tuple, # Cohort on the horizontal axis, and what it is
+    up:tuple, # Cohort on the vertical axis, and what it is
+): # Figure
+    "Mean Dice of each way on two cohorts."
+    means = as_frame(rows).pivot_table(index='arm', columns='cohort', values='dice', sort=False)
+    fig, ax = new_figure(height_in=3.)
+    for i,(arm,r) in enumerate(means.iterrows()):
+        ax.plot(r[across[0]], r[up[0]], 'o', ms=7, mec='white', mew=.6, color=colour(SERIES[i % len(SERIES)]), label=arm)
+        ax.annotate(arm, (r[across[0]], r[up[0]]), (6,5), textcoords='offset points', fontsize=8.5)
+    ax.margins(.25)
+    ax.set(xlabel=f'mean Dice, {across[1]}', ylabel=f'mean Dice,\n{up[1]}')
+    return fig
+
+# %% ../nbs/15_viz.ipynb #c098
+@styled
 def lr_finder(
     rows, # lr and loss of each step, from `train.find_lr`
     *,
@@ -569,7 +605,7 @@ def lr_finder(
     ax.legend()
     return fig
 
-# %% ../nbs/15_viz.ipynb #c094
+# %% ../nbs/15_viz.ipynb #c101
 @styled
 def fold_curves(
     history, # Rows an epoch: fold, member where a model has several networks, epoch (from 0), train_loss, valid_loss, pooled_dice
@@ -589,7 +625,7 @@ def fold_curves(
     left.legend()
     return fig
 
-# %% ../nbs/15_viz.ipynb #c097
+# %% ../nbs/15_viz.ipynb #c104
 @styled
 def dice_by_size(
     patients, # Rows with true_px and dice
@@ -607,7 +643,7 @@ def dice_by_size(
     _log_axis(ax.xaxis)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c100
+# %% ../nbs/15_viz.ipynb #c107
 @styled
 def choice_dots(
     rows, # factor, level, split, dice, is_thesis
@@ -630,7 +666,7 @@ def choice_dots(
     ax.legend(loc='lower left', bbox_to_anchor=(0,1), ncols=2, borderaxespad=0)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c103
+# %% ../nbs/15_viz.ipynb #c110
 @styled
 def forest(
     rows, # arm, gain, gain_lo, gain_hi
@@ -652,7 +688,7 @@ def forest(
     ax.tick_params(axis='y', length=0)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c106
+# %% ../nbs/15_viz.ipynb #c113
 @styled
 def bars(
     rows, # One a bar
@@ -674,7 +710,7 @@ def bars(
     ax.tick_params(axis='y', length=0)
     return fig
 
-# %% ../nbs/15_viz.ipynb #c109
+# %% ../nbs/15_viz.ipynb #c116
 def table(
     run, # Folder of a run
     name:str, # Of the table, without `.csv`
@@ -684,7 +720,7 @@ def table(
     if not file.is_file(): raise InputError(f"`{file.name}` is not in the run `{Path(run).name}`; run the study again")
     return need('pandas', extra='reproduce').read_csv(file, keep_default_na=False, na_values=[''])
 
-# %% ../nbs/15_viz.ipynb #c112
+# %% ../nbs/15_viz.ipynb #c119
 def panels(
     run, # Folder of a run
     prefix:str='', # Only those whose name begins so
@@ -695,7 +731,7 @@ def panels(
     read = need('PIL.Image', extra='reproduce').open
     return [np.asarray(read(Path(run)/'panels'/f'{name}.png')) for name in rows['panel']], list(rows['label'])
 
-# %% ../nbs/15_viz.ipynb #c115
+# %% ../nbs/15_viz.ipynb #c122
 def _settled(run, name):
     "A learning rate of a run: the finder's or the recipe's."
     return table(run, 'rates').set_index('rate')['lr'][name]
@@ -733,6 +769,14 @@ FIGURES = { # study -> figure -> how to draw it from the folder of a run
     '24_ablations': {
         'differences': lambda run: forest(table(run, 'differences').query("input=='all sequences'")),
     },
+    '25_fine_tuning': {
+        'patients': lambda run: dice_strip(table(run, 'patients'), by='arm'),
+        'candidates': lambda run: bars(table(run, 'candidates'), label='candidate', value='dice', xlabel='mean Dice of patients left out', digits=3),
+        'curve': lambda run: learning_curve(table(run, 'curve')),
+        'forgetting': lambda run: trade_off(table(run, 'forgetting'), across=('first', 'patients of the first cohort that it never met'), up=('new', 'patients of the new cohort, left out')),
+        'intensities': lambda run: intensity_curves(table(run, 'intensities')),
+        'shift': lambda run: bars(table(run, 'shift'), label='change', value='dice', xlabel='mean Dice before any fine-tuning', digits=3),
+    },
     '28_deployment': {
         'parts': lambda run: bars(table(run, 'parts'), label='part', value='seconds', xlabel='seconds of a cold start'),
         'warm': lambda run: bars(table(run, 'warm'), label='setting', value='slices_per_s', xlabel='slices a second', digits=0, target=60),
@@ -743,7 +787,7 @@ FIGURES = { # study -> figure -> how to draw it from the folder of a run
     },
 }
 
-# %% ../nbs/15_viz.ipynb #c118
+# %% ../nbs/15_viz.ipynb #c125
 def draw(
     run, # Folder of a run, with its tables and panels
     study:str, # A key of `FIGURES`

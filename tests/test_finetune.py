@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from neuroseg import cli
 from neuroseg.cases import find_cases
 from neuroseg.core import ConfigError, OutputError, RunError
+from neuroseg.data import slice_set
 from neuroseg.evaluate import read_rows
 from neuroseg.export import export_model
 from neuroseg.finetune import blend, deal, finetune, start_weights, tuning_recipe
@@ -16,7 +17,7 @@ from neuroseg.infer import load_card
 from neuroseg.models import build_model
 from neuroseg.phantom import write_phantom_hospital, write_phantom_lgg, write_phantom_nifti
 from neuroseg.prep import Prep
-from neuroseg.train import TrainConfig
+from neuroseg.train import Callback, TrainConfig, train
 
 MADE_BY = TrainConfig(model='trial', epochs=1, bs=4, prep=Prep(size_px=32))
 
@@ -85,6 +86,27 @@ def test_layers_that_are_closed_leave_as_they_came(hospital, first, tmp_path):
     before, after = load_file(first.with_suffix('.safetensors')), load_file(tmp_path/'run'/'model'/'model.safetensors')
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert moved and moved <= {'head.weight', 'head.bias'}
+
+
+def test_differences_of_low_rank_are_all_that_is_learnt_and_resume(hospital, tmp_path):
+    cfg = replace(MADE_BY, model='fast', pretrained=False, layers='low_rank', lr=.01, epochs=2)
+    torch.manual_seed(0)
+    before = build_model('fast', n_in=5, pretrained=False).state_dict()
+    save_file({k: v.contiguous() for k,v in before.items()}, tmp_path/'start.safetensors')
+    slices = slice_set(find_cases(hospital), cfg.prep, progress=False)
+
+    class PowerCut(Exception): pass
+    class Cut(Callback):
+        order = 70 # after the checkpoint
+        def after_epoch(self): raise PowerCut
+    def go(at, **kwargs): return train(cfg, slices, slices, tmp_path/at, start=tmp_path/'start.safetensors', progress=False, **kwargs)
+    after = go('whole').model.state_dict()
+    with pytest.raises(PowerCut): go('broken', cbs=[Cut()])
+    resumed = go('broken').model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[k], resumed[k]) for k in after)
+    moved = {k: after[k]-before[k] for k in before if not torch.equal(after[k], before[k])}
+    assert len(moved) > 20 and all(k.endswith('.weight') and v.ndim == 4 for k,v in moved.items())
+    assert max(torch.linalg.matrix_rank(v.flatten(1), rtol=1e-3).item() for v in moved.values()) <= 4
 
 
 def test_weights_of_a_byte_can_be_begun_with(hospital, tmp_path):
