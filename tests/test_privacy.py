@@ -412,3 +412,24 @@ def test_a_real_study_of_a_private_cohort(repo, tmp_path):
     run = report.run_study('20', 'smoke', root=repo, cohort=str(ward), progress=False)
     assert run.name == 'private_smoke' and read_json(run/'summary.json')['patients'] == 8 and betrayed(tmp_path, ward) == []
     assert (run/'patients.csv').read_text().startswith('column,patients,values,mean') and sorted(p.name for p in (ward/privacy.STATE).iterdir()) == ['numbers.json']
+
+
+# What a shared model remembers
+
+@pytest.mark.parametrize('seed', range(5))
+def test_the_attack_is_the_one_that_counting_pairs_finds(seed):
+    "Ties, unequal groups and a lost patient's infinite loss included."
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, 6, 7).astype(float), rng.integers(1, 9, 11).astype(float)
+    b[0] = np.inf
+    found = privacy.membership_attack(a, b, n_draws=50)
+    assert found['auc'] == pytest.approx(np.mean([(x < y) + .5*(x == y) for x in a for y in b]))
+    assert found['advantage'] == pytest.approx(max(0, *((a <= t).mean() - (b <= t).mean() for t in (*a, *b))))
+
+
+def test_where_nobody_was_learnt_from_chance_is_seldom_exceeded():
+    rng = np.random.default_rng(0)
+    found = [privacy.membership_attack(rng.normal(size=9), rng.normal(size=8), n_draws=400) for _ in range(300)]
+    assert np.mean([f['advantage'] > f['chance_advantage'] for f in found]) <= .07 and .02 <= np.mean([f['p'] < .05 for f in found]) <= .09
+    assert .88 <= np.mean([f['auc_ci95'][0] <= .5 <= f['auc_ci95'][1] for f in found])
+    assert privacy.membership_attack([1, 2], [3, 3]) == privacy.membership_attack([1, 2], [3, 3])
