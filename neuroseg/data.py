@@ -36,6 +36,7 @@ class SliceSet:
     steps:np.ndarray # `(cases,)` slices from a slice to its context
     patients:tuple # Patient of each case
     context:int # Neighbours on each side that `batch` adds
+    salt:str='' # Goes into the fingerprint: a secret one, and nobody else can tell what the slices were
     def __len__(self): return len(self.x)
     def __repr__(self):
         return f"SliceSet: {len(self)} slices of {len(set(self.patients))} patient(s), {self.has_tumour.sum()} with tumour, {self.n_channels} channels of {self.x.shape[-1]} px"
@@ -50,7 +51,8 @@ class SliceSet:
 @patch
 def fingerprint(self:SliceSet)->str: # 64 hexadecimal digits
     "SHA-256 of everything in the set."
-    h = hashlib.sha256(repr((self.x.shape, self.y.shape, self.starts.tolist(), self.steps.tolist(), self.patients, self.context)).encode())
+    said = (self.x.shape, self.y.shape, self.starts.tolist(), self.steps.tolist(), self.patients, self.context)
+    h = hashlib.sha256(repr((*said, self.salt) if self.salt else said).encode())
     for a in (self.x, self.y): h.update(np.ascontiguousarray(a).data)
     return h.hexdigest()
 

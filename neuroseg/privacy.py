@@ -7,12 +7,12 @@ Docs: https://neuroseg.github.io/neuroseg/privacy.html.md"""
 # %% auto #0
 __all__ = ['COHORT_FILE', 'STATE', 'PUBLIC_ID', 'GENERIC', 'MIN_PATIENTS', 'WHO', 'ABOUT_NOBODY', 'TELLING', 'SPOKEN', 'FEW',
            'read_mark', 'mark', 'is_public_id', 'Cohort', 'cohort_of', 'opaque', 'keyed', 'names_in', 'name_pattern',
-           'scrubber', 'own_cache', 'cleaned', 'guarded', 'per_patient', 'averages', 'safe_facts', 'schematic',
-           'check_place', 'membership_attack']
+           'scrubber', 'own_cache', 'cleaned', 'guarded', 'per_patient', 'averages', 'safe_facts', 'safe_rows',
+           'safe_split', 'schematic', 'check_place', 'at_home', 'marked_above', 'membership_attack']
 
 # %% ../nbs/27_privacy.ipynb #c003
 import contextlib, hmac, io, json, logging, math, os, re, secrets, subprocess, sys, tempfile, warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -271,7 +271,7 @@ def averages(
     return found
 
 # %% ../nbs/27_privacy.ipynb #c041
-TELLING = ('min', 'max', 'median', 'sd', 'q1', 'q3', 'worst', 'best') # Of few patients, these are single patients
+TELLING = ('min', 'max', 'median', 'sd', 'q1', 'q3', 'worst', 'best', 'pooled') # Of few patients, these are single patients, or give them away beside the mean
 SPOKEN = ('answer', 'headline') # Sentences that quote them
 FEW = f'Withheld: of fewer than {MIN_PATIENTS} patients, nothing is told that could be one of them.'
 
@@ -296,7 +296,29 @@ def safe_facts(
         return [safe(v) for v in o]
     return safe(obj)
 
-# %% ../nbs/27_privacy.ipynb #c046
+# %% ../nbs/27_privacy.ipynb #c045
+def safe_rows(
+    rows:list, # Dicts with `patient`, one or several for each
+    cohort:Cohort, # Whom they are about
+)->list: # The same of a public cohort
+    "Rows of patients as the folder of a private run may hold them; of too few patients, averages."
+    if not cohort.private: return rows
+    if len(cohort.patients)<MIN_PATIENTS: return averages(rows, len({r['patient'] for r in rows}))
+    number = opaque(cohort)
+    if strange := {r['patient'] for r in rows} - set(cohort.patients): raise ConfigError(f'{len(strange)} of the patients in these rows are not of this cohort; give the cohort that was scored')
+    may = [{k: v for k,v in r.items() if k not in ('case','institution')} | dict(patient=number[r['patient']]) for r in rows]
+    return sorted(may, key=lambda r: int(r['patient'][1:]))
+
+# %% ../nbs/27_privacy.ipynb #c049
+def safe_split(
+    split:dict, # With `train` and `test`, names of patients
+    cohort:Cohort,
+)->dict: # The same of a public cohort
+    "Who was learnt from, as a plan or a card may tell it."
+    if not cohort.private: return split
+    return safe_facts(split, cohort) | dict(keyed=sorted(keyed(cohort, p) for p in split['train']))
+
+# %% ../nbs/27_privacy.ipynb #c053
 def schematic(
     height:int, # Pixels
     width:int, # Pixels
@@ -307,7 +329,7 @@ def schematic(
     grey = np.where(r<1, 150, 225) - 25*(((x+y)//max(4, min(height,width)//16)) % 2)*(r<1) - 90*(abs(r-1)<.06)
     return np.repeat(grey.astype(np.uint8)[...,None], 3, -1)
 
-# %% ../nbs/27_privacy.ipynb #c050
+# %% ../nbs/27_privacy.ipynb #c057
 def check_place(
     folder, # For results
     cohort:Cohort,
@@ -323,7 +345,25 @@ def check_place(
     if inside is None or inside.returncode or git('check-ignore', '-q', str(folder/'run.json')).returncode==0: return
     raise OutputError(f'results of a private cohort would lie in `{folder.name}`, which git does not ignore; name a folder outside the repository, or add it to .gitignore')
 
-# %% ../nbs/27_privacy.ipynb #c054
+# %% ../nbs/27_privacy.ipynb #c060
+def at_home(
+    cohort:Cohort,
+    folder, # For results
+)->Cohort: # One with nothing to hide, where the folder is in the cohort's own `.neuroseg`; else the same
+    "A cohort as a folder may know it."
+    home = (cohort.folder/STATE).resolve()
+    return replace(cohort, private=cohort.private and not Path(folder).resolve().is_relative_to(home))
+
+def marked_above(
+    path, # Of a scan
+)->Cohort|None: # Without its cases; None where nothing is marked private
+    "The private cohort in whose folder a scan lies, if that folder bears the mark."
+    for folder in list((Path(path).absolute()/'_').parents)[:4]: # of a slice: itself, images, patient, cohort
+        try: said = read_mark(folder)
+        except NeurosegError: continue # some other program's file
+        if said.get('private'): return Cohort(said.get('name') or 'a private cohort', True, 'private: the cohort says so', folder)
+
+# %% ../nbs/27_privacy.ipynb #c065
 def _attack(
     members, # How many of those learnt from have each loss `(...,T)`, the T different losses rising
     others, # How many of those not learnt from have it, same shape
@@ -332,7 +372,7 @@ def _attack(
     tpr, fpr = (np.concatenate([np.zeros_like(k[...,:1]), k.cumsum(-1)], -1)/k.sum(-1, keepdims=True) for k in (members, others))
     return ((tpr[...,1:]+tpr[...,:-1])/2*np.diff(fpr)).sum(-1), (tpr-fpr).max(-1) # equal losses are climbed in one slanting step: half
 
-# %% ../nbs/27_privacy.ipynb #c057
+# %% ../nbs/27_privacy.ipynb #c068
 def membership_attack(
     members, # Loss of each patient who was learnt from `(n,)`; each patient once
     others, # Loss of each patient who was not `(m,)`, by the same model
