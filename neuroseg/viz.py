@@ -520,13 +520,13 @@ def fold_balance(
 def pace_bars(
     paces, # Rows with label, slices_per_s and its quartiles, from `pace.pace`
 ): # Figure
-    "How many slices a second each network trains, on a logarithmic scale."
+    "How many slices a second each network trains, on a logarithmic scale: median and quartiles of the steps."
     f = as_frame(paces)
     fig, ax = new_figure(height_in=.7+.27*len(f))
     y = np.arange(len(f))
     ax.errorbar(f['slices_per_s'], y, xerr=[f['slices_per_s']-f['slices_per_s_q25'], f['slices_per_s_q75']-f['slices_per_s']], fmt='o', ms=6, color=colour('blue'), ecolor=colour('grey'), capsize=2)
     for at,rate in zip(y, f['slices_per_s']): ax.annotate(f'{rate:.1f}' if rate<10 else f'{rate:.0f}', (rate, at), (0,5), textcoords='offset points', ha='center', fontsize=8)
-    ax.set(xscale='log', xlabel='slices a second in training (median and quartiles of the steps)', yticks=y, yticklabels=f['label'], ylim=(len(f)-.5, -.8))
+    ax.set(xscale='log', xlabel='slices a second in training', yticks=y, yticklabels=f['label'], ylim=(len(f)-.5, -.8))
     _log_axis(ax.xaxis)
     ax.grid(axis='x', color='#DDDDDD', lw=.6)
     return fig
@@ -548,7 +548,8 @@ def score_over_time(
     if target is not None:
         ax.axhline(target, color=colour('grey'), lw=1.2, ls='--')
         ax.annotate(target_label, (0, target), (4,4), textcoords='offset points', fontsize=8, color='#444444')
-    ax.set(xlabel='minutes of training', ylabel='Dice', xlim=(0,None), ylim=(0,1))
+    low = f[value].min() if target is None else min(target, f[value].min())
+    ax.set(xlabel='minutes of training', ylabel='Dice', xlim=(0,None), ylim=(.9*low,None))
     ax.legend(loc='lower right')
     return fig
 
