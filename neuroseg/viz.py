@@ -785,6 +785,7 @@ FIGURES = { # study -> figure -> how to draw it from the folder of a run
     '29_speed_run': {
         'pace': lambda run: pace_bars(table(run, 'pace')),
         'score_over_time': lambda run: score_over_time(table(run, 'history'), target=.8443, target_label='0.8443, the thesis'),
+        'changes': lambda run: bars(table(run, 'changes'), label='change', value='dice', xlabel="Dice by the thesis' protocol (line: 0.8443)", digits=3, target=.8443),
     },
 }
 
