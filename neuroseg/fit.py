@@ -23,6 +23,7 @@ from .export import export_model
 from .fanout import spread
 from .infer import Segmenter
 from .models import MODELS
+from .privacy import MIN_PATIENTS, Cohort, at_home, check_place, cohort_of, guarded, keyed, safe_facts, safe_rows, safe_split
 from .splits import FOLDS, SEALED, case_folds, check_leakage, development, fold_split, patient_id
 from .train import TrainConfig, config_dict, config_from, stored_config, train
 
@@ -90,18 +91,18 @@ def _fingerprint(cases): # SHA-256 of all their files
     return hash_files([f for c in cases for f in (*c.images, *c.masks) if f])
 
 def plan_run(
-    folder, # Of a cohort
+    cohort:Cohort, # From `privacy.cohort_of`
     run, # Folder of the run
     *,
     cfg:TrainConfig, # Recipe
     fold:int, # Kept out of training
-    layout:str|None, # Of the cohort; None: found out
 )->tuple: # Training cases, test cases, split, facts about the training data, fingerprint of all data
     "Settle what a run learns from, and keep it."
-    train_cases,test_cases,split = split_cohort(folder, fold=fold, layout=layout)
-    data = dict(layout=split['layout'], hash=_fingerprint(train_cases), patients=len(split['train']), slices=sum(c.n_slices for c in train_cases))
-    whole = _fingerprint(train_cases+test_cases)
-    keep_plan(run, dict(recipe=config_dict(cfg), split=split, data_hash=whole))
+    here = at_home(cohort, run)
+    train_cases,test_cases,split = split_cohort(cohort.folder, fold=fold, layout=cohort.layout)
+    data = dict(layout=split['layout'], hash=keyed(cohort, _fingerprint(train_cases)), patients=len(split['train']), slices=sum(c.n_slices for c in train_cases))
+    whole = keyed(here, _fingerprint(train_cases+test_cases))
+    keep_plan(run, dict(recipe=config_dict(cfg), split=safe_split(split, here), data_hash=whole))
     return train_cases, test_cases, split, data, whole
 
 # %% ../nbs/20_fit.ipynb #c023
@@ -162,13 +163,29 @@ def write_model(
     cfg:TrainConfig, # It was trained by
     split:dict, # From `split_cohort`
     data:dict, # Hash and counts of the training data
+    cohort:Cohort|None=None, # Whose patients the card must not name, if it is private
 )->Path: # Of the card, still without a score
     "Export a model with all that is known before it is scored."
+    told = safe_split(split, cohort) if cohort else split
     licence = 'CC BY-NC-SA 4.0' if set(split['train']) & set(FOLDS) else None # what was learnt from the LGG cohort inherits its terms
     bits = 16 if len(nets)==1 else 8 # several share the space of one
-    return export_model(nets, run/'model', name=name, cfg=cfg, bits=bits, card=dict(version='1', licence=licence, threshold=cfg.threshold, pieces=cfg.pieces, split=split, data=data))
+    return export_model(nets, run/'model', name=name, cfg=cfg, bits=bits, card=dict(version='1', licence=licence, threshold=cfg.threshold, pieces=cfg.pieces, split=told, data=data))
 
 # %% ../nbs/20_fit.ipynb #c034
+def _held(folder, run, layout, private):
+    "The cohort, if what is learnt from it may lie in `run`."
+    cohort = cohort_of(folder, layout, private=private)
+    check_place(run, cohort)
+    if cohort.private and len(cohort.patients)<MIN_PATIENTS: raise ConfigError(f'{len(cohort.patients)} patient(s) of a private cohort are too few to train on and score: what is told of fewer than {MIN_PATIENTS} could be one of them')
+    return cohort
+
+def _slices(cases, cfg, here, progress):
+    "Prepared slices that only the owner of a private cohort can recognise by their fingerprint."
+    return replace(slice_set(cases, cfg.prep, progress=progress), salt=keyed(here, ''))
+
+def _whose(cohort): return dict(cohort=cohort.facts) if cohort.private else {} # For the record of a run
+
+# %% ../nbs/20_fit.ipynb #c037
 def fit_cohort(
     folder, # Of a cohort with masks
     run, # Folder of the run; the same one again resumes it
@@ -176,28 +193,38 @@ def fit_cohort(
     cfg:TrainConfig=TrainConfig(), # Recipe
     fold:int=0, # Kept out of training, then scored
     layout:str|None=None, # Of the cohort; by default found out
+    private:bool|None=None, # See `privacy.cohort_of`
     name:str='model', # Of the model and its files
     empty:float=1., # Dice of a patient where both outlines are empty
     threads:int|None=None, # For scoring; by default one a core
     progress:bool=True, # Show bars
 )->dict: # Kind of input to its `Summary`
     "Train on all folds but one, export the model, score it on that one, and write everything down."
-    run = Path(run)
-    train_cases,test_cases,split,data,whole = plan_run(folder, run, cfg=cfg, fold=fold, layout=layout)
+    cohort = _held(folder, run, layout, private)
+    with guarded(cohort): return _fit(cohort, Path(run), cfg, fold, name, empty, threads, progress)
+
+# %% ../nbs/20_fit.ipynb #c038
+def _fit(cohort, run, cfg, fold, name, empty, threads, progress):
+    "The work of `fit_cohort`."
+    train_cases,test_cases,split,data,whole = plan_run(cohort, run, cfg=cfg, fold=fold)
     if (run/'run.json').exists(): return read_json(run/'summary.json')
-    with record_run(dict(recipe=config_dict(cfg), fold=fold, name=name, empty=empty), whole) as rec:
-        nets,seeds,seconds = train_members(cfg, *(slice_set(cases, cfg.prep, progress=progress) for cases in (train_cases, test_cases)), run, progress=progress)
-        card = write_model(nets, run, name=name, cfg=cfg, split=split, data=data)
+    here, scored = at_home(cohort, run), replace(cohort, cases=tuple(test_cases))
+    with record_run(dict(recipe=config_dict(cfg), fold=fold, name=name, empty=empty) | _whose(here), whole) as rec:
+        nets,seeds,seconds = train_members(cfg, *(_slices(cases, cfg, here, progress) for cases in (train_cases, test_cases)), run, progress=progress)
+        card = write_model(nets, run, name=name, cfg=cfg, split=split, data=data, cohort=cohort)
         segmenter = Segmenter(card, threads=threads)
         rows,summaries = score_fold(test_cases, segmenter, empty=empty, split=f"fold {fold}, patients that were not trained on", seeds=seeds,
                                     threshold=segmenter.card.threshold, progress=progress)
-        write_json(card, read_json(card) | dict(metrics=card_metrics(summaries), seconds=round(seconds)))
-        write_rows(run/'patients.csv', rows)
+        write_json(card, read_json(card) | dict(metrics=safe_facts(card_metrics(summaries), scored), seconds=round(seconds)))
+        write_rows(run/'patients.csv', safe_rows(rows, here))
+        summaries = safe_facts(summaries, at_home(scored, run))
         write_json(run/'summary.json', summaries)
     rec.save(run/'run.json')
     return summaries
 
-# %% ../nbs/20_fit.ipynb #c043
+
+
+# %% ../nbs/20_fit.ipynb #c047
 def _fit_fold(fold, *, folder, run, **kwargs):
     "One fold of a cross-validation, in a folder of its own."
     fit_cohort(folder, Path(run)/f'fold_{fold}', fold=fold, **kwargs)
@@ -208,6 +235,7 @@ def cross_validate(
     *,
     cfg:TrainConfig=TrainConfig(), # Recipe, the same for every fold
     layout:str|None=None, # Of the cohort; by default found out
+    private:bool|None=None, # See `privacy.cohort_of`
     name:str='model', # Of the models and their files
     empty:float=1., # Dice of a patient where both outlines are empty
     workers:int=1, # Folds at a time, see `spread`
@@ -216,41 +244,58 @@ def cross_validate(
     progress:bool=True, # Show bars
 )->dict: # Kind of input to its `Summary` over all patients
     "Train once a fold, so that every patient is scored by a network that has not learnt from it."
-    run,cases = Path(run), development(find_cases(folder, layout))
-    folds = sorted(set(case_folds(cases).values()))
-    spread(partial(_fit_fold, folder=folder, run=run, cfg=cfg, layout=layout, name=name, empty=empty, threads=threads, progress=progress), folds,
-           workers=workers, address=address, progress=progress)
+    cohort, run = _held(folder, run, layout, private), Path(run)
+    with guarded(cohort):
+        cases = development(find_cases(folder, layout))
+        folds = sorted(set(case_folds(cases).values()))
+        spread(partial(_fit_fold, folder=folder, run=run, cfg=cfg, layout=layout, private=private, name=name, empty=empty, threads=threads, progress=progress), folds,
+               workers=workers, address=address, progress=progress)
+        return _gather(at_home(cohort, run), run, cfg, folds, empty, _fingerprint(cases))
+
+# %% ../nbs/20_fit.ipynb #c048
+def _gather(here, run, cfg, folds, empty, whole):
+    "One table and one summary out of those of all folds."
     rows = [dict(fold=k) | r for k in folds for r in read_rows(run/f'fold_{k}'/'patients.csv')]
     what = f'{len(folds)}-fold cross-validation by patient, each scored by a network that did not learn from it'
     summaries = {kind: summary_of([r for r in rows if r['input']==kind], empty=empty, split=what, seeds=[c.seed for _,c in member_runs(run, cfg)]) for kind in dict.fromkeys(r['input'] for r in rows)}
+    summaries = safe_facts(summaries, here)
     write_rows(run/'patients.csv', rows)
     write_json(run/'summary.json', summaries)
-    write_json(run/'plan.json', dict(recipe=config_dict(cfg), folds=folds, data_hash=_fingerprint(cases)))
+    write_json(run/'plan.json', dict(recipe=config_dict(cfg), folds=folds, data_hash=keyed(here, whole)))
     return summaries
 
-# %% ../nbs/20_fit.ipynb #c048
+# %% ../nbs/20_fit.ipynb #c053
 def fit_everyone(
     folder, # Of the cohort that was cross-validated
     run, # Folder of the run; the same one again resumes it
     *,
     scores, # Folder of that cross-validation
     layout:str|None=None, # Of the cohort; by default found out
+    private:bool|None=None, # See `privacy.cohort_of`
     name:str='model', # Of the model and its files
     progress:bool=True, # Show bars
 )->Path: # Of the model's card
     "Train on every patient by the recipe that a cross-validation has judged, and put its judgement on the card."
-    run,judged,cases = Path(run), read_json(Path(scores)/'plan.json'), development(find_cases(folder, layout))
-    cfg,whole = stored_config(judged['recipe']), _fingerprint(cases)
-    if whole!=judged['data_hash']: raise RunError(f"the cross-validation in `{Path(scores).name}` was made on other data than `{Path(folder).name}`; cross-validate again, or give its cohort")
+    run,judged = Path(run), read_json(Path(scores)/'plan.json')
+    cohort = _held(folder, run, layout, private)
+    with guarded(cohort): return _fit_everyone(cohort, run, Path(scores), judged, name, progress)
+
+# %% ../nbs/20_fit.ipynb #c054
+def _fit_everyone(cohort, run, scores, judged, name, progress):
+    "The work of `fit_everyone`."
+    cases, here = development(find_cases(cohort.folder, cohort.layout)), at_home(cohort, run)
+    cfg,plain = stored_config(judged['recipe']), _fingerprint(cases)
+    if keyed(at_home(cohort, scores), plain)!=judged['data_hash']: raise RunError(f"the cross-validation in `{scores.name}` was made on other data than `{cohort.folder.name}`; cross-validate again, or give its cohort")
+    whole = keyed(here, plain)
     split = dict(layout=cases[0].layout, protocol='patient', fold=None, train=sorted({patient_id(c.patient) for c in cases}), test=[])
-    data = dict(layout=cases[0].layout, hash=whole, patients=len(split['train']), slices=sum(c.n_slices for c in cases))
-    keep_plan(run, dict(recipe=config_dict(cfg), split=split, data_hash=whole))
+    data = dict(layout=cases[0].layout, hash=keyed(cohort, plain), patients=len(split['train']), slices=sum(c.n_slices for c in cases))
+    keep_plan(run, dict(recipe=config_dict(cfg), split=safe_split(split, here), data_hash=whole))
     if (run/'run.json').exists(): return run/'model'/f'{name}.json'
     fold_of = case_folds(cases)
-    with record_run(dict(recipe=config_dict(cfg), fold=None, name=name), whole) as rec:
+    with record_run(dict(recipe=config_dict(cfg), fold=None, name=name) | _whose(here), whole) as rec:
         watched = [c for c in cases if fold_of[patient_id(c.patient)]==judged['folds'][0]] # learnt from, so that its curve is no score
-        nets,_,seconds = train_members(cfg, *(slice_set(cs, cfg.prep, progress=progress) for cs in (cases, watched)), run, progress=progress)
-        card = write_model(nets, run, name=name, cfg=cfg, split=split, data=data)
-        write_json(card, read_json(card) | dict(metrics=card_metrics(read_json(Path(scores)/'summary.json')), seconds=round(seconds)))
+        nets,_,seconds = train_members(cfg, *(_slices(cs, cfg, here, progress) for cs in (cases, watched)), run, progress=progress)
+        card = write_model(nets, run, name=name, cfg=cfg, split=split, data=data, cohort=cohort)
+        write_json(card, read_json(card) | dict(metrics=safe_facts(card_metrics(read_json(scores/'summary.json')), cohort), seconds=round(seconds)))
     rec.save(run/'run.json')
     return card

@@ -350,7 +350,7 @@ def test_verify_of_no_cohort(run, tmp_path, make, says):
 def test_phantom_in_other_layouts(run, tmp_path, layout, files):
     words = ['--patients', '1'] if layout=='hospital' else []
     assert run('phantom', tmp_path/'c', '--layout', layout, '--size-px', 48, '--slices', 12, *words).code == 0
-    assert run('data', 'verify', tmp_path/'c').out.startswith(f'c ({layout}): no faults')
+    assert run('data', 'verify', tmp_path/'c', '--names').out.startswith(f'c ({layout}): no faults')
 
 
 @pytest.mark.parametrize('words', [('--patients', '0'), ('--size-px', '5'), ('--slices', '2'), ('--seed', '-1')])
