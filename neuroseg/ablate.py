@@ -19,6 +19,7 @@ from .evaluate import compare, evaluate_cases, read_rows, write_rows
 from .fanout import spread
 from .fit import fit_cohort, recipe, split_cohort
 from .infer import Segmenter
+from .privacy import at_home, cohort_of, guarded, safe_rows
 
 # %% ../nbs/25_ablate.ipynb #c006
 PREDICT = ('threshold', 'pieces', 'flips') # What can be changed without training again
@@ -98,16 +99,17 @@ def _train(job, *, folder, runs, layout, progress):
 
 def _use_otherwise(arm, fold, seed, *, folder, runs, layout, progress):
     "Score the network of the base, used in another way."
-    at = run_folder(runs, arm.name, fold, seed)
+    at, cohort = run_folder(runs, arm.name, fold, seed), cohort_of(folder, layout)
     segmenter = Segmenter(run_folder(runs, 'base', fold, seed)/'model'/'ablated.json')
     asked = dict(predict=arm.predict, network=segmenter.card.sha256)
     if (at/'predict.json').exists() and read_json(at/'predict.json')==asked: return # written last: the scores beside it are whole
     how = dict(arm.predict)
     if 'pieces' in how: segmenter.card = replace(segmenter.card, pieces=how.pop('pieces'))
     rows = []
-    for name,alone in (('all sequences', False), ('FLAIR only', True)):
-        rows += [dict(input=name) | r for r in evaluate_cases(split_cohort(folder, fold=fold, layout=layout)[1], segmenter, empty=1., flair_only=alone, surface=False, progress=progress, **how)]
-    write_rows(at/'patients.csv', rows)
+    with guarded(cohort):
+        for name,alone in (('all sequences', False), ('FLAIR only', True)):
+            rows += [dict(input=name) | r for r in evaluate_cases(split_cohort(folder, fold=fold, layout=layout)[1], segmenter, empty=1., flair_only=alone, surface=False, progress=progress, **how)]
+    write_rows(at/'patients.csv', safe_rows(rows, at_home(cohort, at)))
     write_json(at/'predict.json', asked)
 
 def run_grid(
