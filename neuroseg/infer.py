@@ -8,9 +8,9 @@ Docs: https://neuroseg.github.io/neuroseg/infer.html.md"""
 __all__ = ['CARD_FORMAT', 'DEFAULT_MODEL', 'MAX_MODEL_MB', 'MAX_NODES', 'FAINT', 'LOW_CONFIDENCE', 'NOTICE', 'ORANGE', 'OURS',
            'SEQUENCE_LIKE', 'weights_dir', 'shipped_models', 'brief', 'ModelCard', 'card_from', 'load_card',
            'proto_fields', 'graph_facts', 'check_graph', 'cores', 'open_session', 'prob_volume', 'Segmenter', 'outline',
-           'expected_dice', 'head_doubts', 'scan_warnings', 'mask_warnings', 'Segmentation', 'dropped_warnings',
-           'input_files', 'segment', 'overlay', 'pick_slices', 'tiles', 'preview', 'replaceable', 'Found',
-           'group_sequences', 'expand', 'case_names', 'predict_case', 'predict_cases']
+           'expected_dice', 'head_doubts', 'placed', 'sides_known', 'scan_warnings', 'mask_warnings', 'Segmentation',
+           'dropped_warnings', 'input_files', 'segment', 'overlay', 'pick_slices', 'tiles', 'preview', 'replaceable',
+           'Found', 'group_sequences', 'expand', 'case_names', 'predict_case', 'predict_cases']
 
 # %% ../nbs/13_infer.ipynb #c003
 import hashlib, json, math, os, re, time
@@ -320,6 +320,19 @@ def head_doubts(
     return [] if .8<=long/wide<=1.7 else ['its outline is not that of a head seen from above: another part of the body, or another view?']
 
 # %% ../nbs/13_infer.ipynb #c080
+def placed(
+    header, # NIfTI header, or None
+)->bool: # False where both of its transforms are marked as unknown, and nibabel makes one up
+    "Whether a header says how the patient lay."
+    return header is None or 'sform_code' not in header or bool(header['sform_code']>0 or header['qform_code']>0)
+
+def sides_known(
+    scan:Scan,
+)->bool: # Whether right and left may be told
+    "A picture does not say which side it shows, and some volumes do not either."
+    return scan.affine is not None and placed(scan.header)
+
+# %% ../nbs/13_infer.ipynb #c083
 def scan_warnings(
     scan:Scan, # With a FLAIR sequence
 )->list: # Sentences
@@ -329,6 +342,7 @@ def scan_warnings(
     if absent: warn.append(f"no {' and '.join(absent)} sequence: FLAIR was used in its place")
     if scan.sequences==('flair',) and guess_sequence(scan.source)!='flair': warn.append('the input does not say which sequence it is: taken to be FLAIR')
     if scan.spacing_mm is None: warn.append('voxel spacing unknown: no volume in mL')
+    if scan.affine is not None and not sides_known(scan): warn.append('the file does not say how the patient lay: left and right are not marked')
     if scan.n_slices==1: warn.append('a single slice: judged without its neighbours')
     axes,flips = axial_view(scan.affine)
     flair = to_axial(scan.data[scan.sequences.index('flair')], axes, flips)
@@ -336,7 +350,7 @@ def scan_warnings(
     if len(np.unique(flair[len(flair)//2]))<16: warn.append('fewer than 16 grey levels: a drawing or a mask rather than MRI?')
     return warn
 
-# %% ../nbs/13_infer.ipynb #c084
+# %% ../nbs/13_infer.ipynb #c087
 # Below this expected Dice a warning is given; a card may set its own `low_confidence`.
 # Of the 88 patients of the cross-validation (reports/23_learner/cpu/patients.csv) 19 fall below, among them 6 of the 7 whose Dice is under 0.7
 LOW_CONFIDENCE = .85
@@ -357,7 +371,7 @@ def mask_warnings(
     if share>(.25 if scan.n_slices>1 else .5): warn.append(f'the outline covers {share:.0%} of the head: hardly a lesion')
     return warn
 
-# %% ../nbs/13_infer.ipynb #c088
+# %% ../nbs/13_infer.ipynb #c091
 NOTICE = 'Research use only. Not a medical device: not for diagnosis or treatment.'
 
 @dataclass
@@ -385,7 +399,7 @@ class Segmentation:
         notes = ''.join(f'\n- {w}' for w in self.warnings)
         return f'**{self.scan.source}**\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {v} |' for k,v in rows) + f'\n{notes}\n\n*{NOTICE}*'
 
-# %% ../nbs/13_infer.ipynb #c090
+# %% ../nbs/13_infer.ipynb #c093
 def dropped_warnings(
     found:np.ndarray, # Boolean, all that the network marked
     kept:np.ndarray, # Boolean, the mask
@@ -394,7 +408,7 @@ def dropped_warnings(
     n_kept,n_left = np.count_nonzero(kept), np.count_nonzero(found & ~kept)
     return [f'pieces of {n_left:,} voxels beside the outline were left out, as this model keeps only the main one: look whether there is a second lesion'] if n_left>.1*n_kept else []
 
-# %% ../nbs/13_infer.ipynb #c093
+# %% ../nbs/13_infer.ipynb #c096
 def _check_threshold(threshold):
     "Refuse what is no probability."
     if not 0<threshold<1: raise ConfigError(f"threshold={threshold} must lie between 0 and 1")
@@ -411,7 +425,7 @@ def at(self:Segmentation,
     return replace(self, mask=mask, threshold=threshold, confidence=confidence, stats=lesion_stats(mask, self.scan.spacing_mm),
                    warnings=self.notes + mask_warnings(mask, self.scan, confidence, low=low) + dropped_warnings(self.prob>threshold, mask))
 
-# %% ../nbs/13_infer.ipynb #c096
+# %% ../nbs/13_infer.ipynb #c099
 def input_files(
     source, # What `read_scan` takes
 )->list: # Paths
@@ -424,7 +438,7 @@ def input_files(
     pictures = slice_files(source/'images' if (source/'images').is_dir() and not slice_files(source)[0] else source)[0]
     return volumes or pictures or sorted(f for f in source.rglob('*') if f.is_file() and not f.name.startswith('.'))
 
-# %% ../nbs/13_infer.ipynb #c099
+# %% ../nbs/13_infer.ipynb #c102
 @patch
 def segment(self:Segmenter,
     source, # A `Scan`, or what `read_scan` takes: a file, a folder of slices, NIfTI files, a DICOM folder
@@ -443,7 +457,7 @@ def segment(self:Segmenter,
     result = Segmentation(None, prob, scan, math.nan, {}, [], self.card, threshold, 0., files, notes).at(threshold)
     return replace(result, seconds=time.perf_counter()-start)
 
-# %% ../nbs/13_infer.ipynb #c105
+# %% ../nbs/13_infer.ipynb #c108
 _loaded = {}
 
 def segment(
@@ -462,7 +476,7 @@ def segment(
         _loaded[key] = Segmenter(card, threads=threads)
     return _loaded[key].segment(source, threshold=threshold, flips=flips)
 
-# %% ../nbs/13_infer.ipynb #c109
+# %% ../nbs/13_infer.ipynb #c112
 ORANGE = (230,159,0) # Of Okabe and Ito's colours: told from grey by everybody
 
 def overlay(
@@ -477,7 +491,7 @@ def overlay(
     alpha = np.where(boundary(mask), 1., fill*mask)[...,None]
     return (rgb*(1-alpha) + np.array(colour)*alpha).round().astype(np.uint8)
 
-# %% ../nbs/13_infer.ipynb #c111
+# %% ../nbs/13_infer.ipynb #c114
 def pick_slices(
     area_px, # Mask pixels of each slice
     n:int=12, # At most so many
@@ -487,7 +501,7 @@ def pick_slices(
     lo,hi = (max(found[0]-1, 0), min(found[-1]+1, len(area_px)-1)) if len(found) else (0, len(area_px)-1)
     return sorted({int(round(i)) for i in np.linspace(lo, hi, min(n, hi-lo+1))})
 
-# %% ../nbs/13_infer.ipynb #c113
+# %% ../nbs/13_infer.ipynb #c116
 def tiles(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`
@@ -508,29 +522,32 @@ def tiles(
         return Image.fromarray(overlay(image, outline>0))
     return [(k, draw(k)) for k in pick_slices(m.sum((1,2)), n)]
 
-# %% ../nbs/13_infer.ipynb #c116
+# %% ../nbs/13_infer.ipynb #c119
 def preview(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`
     *,
     caption:str='', # One line below
     n:int=12, # At most so many slices
+    cols:int=4, # Slices in a row
+    letters:str='RL', # For the patient's right and left, drawn where they are known
 ): # PIL image
     "The outline at a glance: slices through the lesion, numbered from 1."
     from PIL import Image, ImageDraw
     parts = tiles(scan, mask, n=n, tile_px=200 if scan.n_slices>1 else 512)
-    cols = min(4, len(parts))
+    cols = min(cols, len(parts))
     rows,(w,h) = math.ceil(len(parts)/cols), parts[0][1].size
     canvas = Image.new('RGB', (cols*w, rows*h + 16*bool(caption)))
     draw = ImageDraw.Draw(canvas)
     for i,(k,im) in enumerate(parts):
         x,y = i%cols*w, i//cols*h
         canvas.paste(im, (x,y))
-        draw.text((x+4,y+2), f'{k+1}/{scan.n_slices}' + (' R' if scan.affine is not None else ''), fill='white')
+        draw.text((x+4,y+2), f'{k+1}/{scan.n_slices}', fill='white')
+        for letter,at in zip(letters if sides_known(scan) else '', ((x+4,y+h//2), (x+w-4,y+h//2))): draw.text(at, letter, 'white', anchor='lm' if at[0]==x+4 else 'rm')
     draw.text((4,rows*h+2), caption.encode('ascii', 'replace').decode(), fill=(180,180,180))
     return canvas
 
-# %% ../nbs/13_infer.ipynb #c120
+# %% ../nbs/13_infer.ipynb #c123
 @patch
 def report(self:Segmentation,
     case:str|None=None, # Name of the case; by default the name of the scan
@@ -545,7 +562,7 @@ def report(self:Segmentation,
         input=[dict(name=f.name, sha256=sha256_file(f)) for f in self.files], seconds=round(self.seconds, 3), warnings=self.warnings,
         neuroseg=neuroseg.__version__, notice=NOTICE)
 
-# %% ../nbs/13_infer.ipynb #c122
+# %% ../nbs/13_infer.ipynb #c125
 OURS = re.compile(r'mask\.nii\.gz|mask\.png|masks(/.+_mask\.png)?|preview\.png|report\.json')
 
 def replaceable(
@@ -557,7 +574,7 @@ def replaceable(
     except InputError: return False
     return ours and all(OURS.fullmatch(f.relative_to(folder).as_posix()) for f in folder.rglob('*'))
 
-# %% ../nbs/13_infer.ipynb #c125
+# %% ../nbs/13_infer.ipynb #c128
 @patch
 def save(self:Segmentation,
     folder, # Of this case; its parents are made if need be
@@ -576,7 +593,7 @@ def save(self:Segmentation,
         write_json(tmp/'report.json', said)
     return said
 
-# %% ../nbs/13_infer.ipynb #c131
+# %% ../nbs/13_infer.ipynb #c134
 @dataclass
 class Found:
     "One scan among the inputs."
@@ -588,7 +605,7 @@ def _found(source, path=None, name=None, notes=()):
     path = Path(source if path is None else path).absolute()
     return Found(source, (*path.parent.parts, name or (stem(path) if not path.is_dir() else path.name) or 'scan'), list(notes))
 
-# %% ../nbs/13_infer.ipynb #c133
+# %% ../nbs/13_infer.ipynb #c136
 SEQUENCE_LIKE = set().union(*SEQUENCE_WORDS.values()) | {'t2','t2w','adc','dwi'} # words that tell files of one patient apart
 
 def group_sequences(
@@ -606,7 +623,7 @@ def group_sequences(
         else: found.append(_found(known if len(known)>1 else known[0], known[0], name or parent.name, [f'not a known sequence, ignored: {f.name}' for f in fs if f not in known]))
     return found
 
-# %% ../nbs/13_infer.ipynb #c136
+# %% ../nbs/13_infer.ipynb #c139
 def expand(
     path:Path, # A file or folder that was given
     *,
@@ -626,7 +643,7 @@ def expand(
     whole = not folders or not depth or (path/'images').is_dir() or slice_files(path)[0] or any(is_dicom(f) for f in islice((f for f in path.rglob('*') if f.is_file()), 20))
     return [_found(path)] if whole else [f for p in folders for f in expand(p, skip=skip, depth=depth-1)]
 
-# %% ../nbs/13_infer.ipynb #c139
+# %% ../nbs/13_infer.ipynb #c142
 def case_names(
     found:list, # `Found`
 )->list: # One name each, all different
@@ -642,7 +659,7 @@ def case_names(
         if not longer: raise ConfigError(f"`{parts[clash[0]][-1]}` is given twice, or in two formats; give it once, since each scan writes to a folder of its name")
         for i in longer: depth[i] += 1
 
-# %% ../nbs/13_infer.ipynb #c142
+# %% ../nbs/13_infer.ipynb #c145
 def predict_case(
     segmenter:Segmenter,
     found:Found, # The scan
@@ -659,7 +676,7 @@ def predict_case(
     except NeurosegError as e: return dict(case=folder.name, error=str(e))
     except MemoryError: return dict(case=folder.name, error=f"`{folder.name}` needs more memory than there is; crop it, or close other programs")
 
-# %% ../nbs/13_infer.ipynb #c146
+# %% ../nbs/13_infer.ipynb #c149
 def predict_cases(
     inputs, # A path or many: slices, folders of slices, NIfTI volumes, DICOM folders, folders of these
     out, # Folder for the results; one folder a case is made in it

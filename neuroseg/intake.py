@@ -6,17 +6,17 @@ Docs: https://neuroseg.github.io/neuroseg/intake.html.md"""
 
 # %% auto #0
 __all__ = ['MAX_UPLOAD_MB', 'MAX_FILES', 'MAX_UNPACKED_MB', 'MAX_VISIT_VOXELS', 'harmless', 'store', 'unpack', 'by_series',
-           'arrange', 'arrange_folder', 'check_size', 'read_found', 'read_reference', 'own_model']
+           'arrange', 'arrange_folder', 'check_size', 'read_found', 'mask_along', 'read_reference', 'own_model']
 
 # %% ../nbs/29_intake.ipynb #c003
-import gzip, re, warnings, zipfile
+import gzip, re, struct, warnings, zipfile
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from .core import InputError, ShapeError
 from .frames import VIDEO_ENDINGS, read_video
-from .infer import Found, Segmenter, expand, group_sequences
+from .infer import Found, Segmenter, expand, group_sequences, placed, sides_known
 from .io import FORMATS, IMAGE_ENDINGS, Scan, decoding, is_dicom, is_mask, natural_key, nifti_header, read_mask, read_scan
 
 # %% ../nbs/29_intake.ipynb #c007
@@ -61,8 +61,17 @@ def _entries(z, name):
     if any(i.flag_bits & 1 for i in found): raise InputError(f'`{name}` is locked with a password; zip it again without')
     return found
 
+def _listing_bytes(path):
+    "How long an archive says its list of files is; read from its end, since the list itself would be read whole."
+    with open(path, 'rb') as f:
+        f.seek(max(0, path.stat().st_size - 66_000))
+        end = f.read()
+    def _at(mark, fmt, offset): return [struct.unpack_from(fmt, end, m.start()+offset)[0] for m in re.finditer(re.escape(mark), end) if m.start()+offset+8<=len(end)]
+    return max([*_at(b'PK\5\6', '<I', 12), *_at(b'PK\6\6', '<Q', 40)], default=0)
+
 def _opened_zip(path):
     "An archive, or a sentence."
+    if _listing_bytes(path)>1000*MAX_FILES: raise InputError(f'`{path.name}` lists more files than the {MAX_FILES} allowed; zip one series')
     try: return zipfile.ZipFile(path)
     except zipfile.BadZipFile as e: raise InputError(f'`{path.name}` cannot be read as a zip file ({e}); zip it again') from e
 
@@ -94,7 +103,10 @@ def by_series(
     import pydicom
     series = {}
     for f in files:
-        with decoding(f, 'a DICOM slice'): ds = pydicom.dcmread(f, stop_before_pixels=True)
+        with decoding(f, 'a DICOM slice'):
+            if pydicom.filereader.read_file_meta_info(f).get('TransferSyntaxUID')==pydicom.uid.DeflatedExplicitVRLittleEndian: # would be inflated whole, however large
+                raise InputError(f'`{f.name}` is packed DICOM (deflated), which is not read; save it unpacked')
+            ds = pydicom.dcmread(f, stop_before_pixels=True)
         if 'Rows' not in ds: continue # a directory of the disc, a report
         found = series.setdefault(str(ds.get('SeriesInstanceUID', '')), Found([], (harmless(str(ds.get('SeriesDescription', '')).strip()) or 'DICOM',)))
         found.source.append(f)
@@ -177,9 +189,24 @@ def read_found(
     single = isinstance(found.source, Path) and found.source.is_file()
     if single and is_mask(found.source):
         raise InputError(f"`{found.source.name}` is an outline by its name, not a scan; give the scan, and the outline below as a reference")
-    return read_video(found.source, first=first, last=last) if single and _kind(found.source)=='video' else read_scan(found.source)
+    scan = read_video(found.source, first=first, last=last, max_voxels=MAX_VISIT_VOXELS) if single and _kind(found.source)=='video' else read_scan(found.source)
+    if 'flair' not in scan.sequences: raise InputError(f"no FLAIR among the sequences ({', '.join(scan.sequences)}); add it, in a file named ..._flair")
+    return scan
 
-# %% ../nbs/29_intake.ipynb #c031
+# %% ../nbs/29_intake.ipynb #c032
+def mask_along(
+    path, # NIfTI mask
+    scan:Scan, # That it was drawn on
+)->tuple[np.ndarray,np.ndarray|None]: # Boolean `(Z,Y,X)` in the order of the scan's voxels, and its affine; None where either has no place in space
+    "A mask, turned as its scan is stored."
+    import nibabel as nib
+    mask,img = read_mask(path), nib.load(path)
+    if scan.affine is None or not (sides_known(scan) and placed(img.header)): return mask, None
+    turn = nib.orientations.ornt_transform(*map(nib.orientations.io_orientation, (img.affine, scan.affine)))
+    turned = nib.Nifti1Image(mask.transpose(2,1,0).astype(np.uint8), img.affine).as_reoriented(turn)
+    return np.asarray(turned.dataobj).transpose(2,1,0)>0, turned.affine
+
+# %% ../nbs/29_intake.ipynb #c034
 def read_reference(
     paths:list, # One NIfTI mask, or a picture a slice in order
     scan:Scan, # That it was drawn on
@@ -187,9 +214,10 @@ def read_reference(
     "An outline to compare with."
     volumes = [p for p in paths if _kind(p)=='nifti']
     if volumes and len(paths)>1: raise InputError(f'{len(paths)} files were given as reference; give one NIfTI mask, or one picture a slice')
-    mask = read_mask(paths[0]) if volumes else np.stack(_alike([read_mask(p) for p in paths], paths))
+    mask,place = mask_along(paths[0], scan) if volumes else (np.stack(_alike([read_mask(p) for p in paths], paths)), None)
     if mask.shape!=scan.shape:
         raise ShapeError(f'the reference has {mask.shape[2]} x {mask.shape[1]} pixels in {mask.shape[0]} slices, the scan {scan.shape[2]} x {scan.shape[1]} in {scan.shape[0]}; draw it on this scan')
+    if place is not None and not np.allclose(place, scan.affine, atol=.1): raise ShapeError('the reference lies on another grid than the scan (their affines differ); draw it on this scan')
     return mask
 
 def _alike(masks, paths):
@@ -198,7 +226,7 @@ def _alike(masks, paths):
     if odd: raise ShapeError(f'`{odd[0].name}` has another size than `{paths[0].name}`; all slices of a reference must be alike')
     return masks
 
-# %% ../nbs/29_intake.ipynb #c034
+# %% ../nbs/29_intake.ipynb #c037
 def own_model(
     uploads:list, # An .onnx file and its card
     folder, # To write to; may go away afterwards

@@ -10,8 +10,8 @@ __all__ = ['MASK_NAME', 'SEQUENCES', 'SEQUENCE_WORDS', 'MAX_PX', 'MAX_VOXELS', '
            'read_pages', 'read_image', 'Scan', 'copies_of_flair', 'slice_files', 'stack_planes', 'numbering_faults',
            'stack_files', 'read_stack', 'numbered', 'nifti_header', 'load_nifti', 'nifti_spacing_mm', 'name_sequences',
            'read_nifti', 'as_mask', 'read_mask', 'write_mask_png', 'write_mask_nifti', 'write_prob_nifti',
-           'dicom_affine', 'dicom_slices', 'is_dicom', 'dicom_plane', 'sort_along_normal', 'read_dicom_series',
-           'read_scan']
+           'dicom_affine', 'dicom_slices', 'is_dicom', 'dicom_plane', 'dicom_doubts', 'sort_along_normal',
+           'read_dicom_series', 'read_scan']
 
 # %% ../nbs/04_io.ipynb #c003
 import contextlib, gzip, os, re, struct, warnings, zlib
@@ -73,7 +73,7 @@ MAX_PX = 50_000_000 # Pixels of one picture
 MAX_VOXELS = 200_000_000 # Voxels of one volume or stack: 0.8 GB once in memory
 
 # What decoders raise on broken files: nearly anything, besides the errors that they define themselves
-DECODE_ERRORS = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, SyntaxError, ArithmeticError, NotImplementedError,
+DECODE_ERRORS = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, SyntaxError, ArithmeticError, NotImplementedError, RecursionError,
                  struct.error, zlib.error)
 DECODERS = ('PIL', 'nibabel', 'pydicom', 'av')
 
@@ -496,11 +496,23 @@ def dicom_plane(
         raise InputError('multi-frame and colour DICOM are not supported; convert it to NIfTI first')
     if int(ds.Rows)*int(ds.Columns)>MAX_PX:
         raise InputError(f'a DICOM slice of {ds.Columns} x {ds.Rows} pixels is larger than the {MAX_PX:,} allowed')
-    with decoding(ds.filename or 'slice', 'a DICOM image'): v = ds.pixel_array.astype(np.float32)
+    name = Path(ds.filename or 'slice').name
+    with decoding(name, 'a DICOM image'):
+        try: v = ds.pixel_array.astype(np.float32)
+        except RuntimeError as e: raise InputError(f"`{name}` is compressed ({ds.file_meta.TransferSyntaxUID.name.split(',')[0]}) and no decoder for it is installed; save it uncompressed, or pip install python-gdcm") from e
     if ds.get('PhotometricInterpretation')=='MONOCHROME1': v = 2**int(ds.BitsStored)-1-v
     return v*float(ds.get('RescaleSlope') or 1) + float(ds.get('RescaleIntercept') or 0)
 
-# %% ../nbs/04_io.ipynb #c112
+# %% ../nbs/04_io.ipynb #c115
+def dicom_doubts(
+    ds, # pydicom data set of one slice
+)->list: # Sentences
+    "What a header says that speaks against MRI of a head."
+    modality,part = (re.sub(r'[^A-Za-z ]', ' ', str(ds.get(tag) or '')).strip()[:30] for tag in ('Modality','BodyPartExamined'))
+    warn = [f'its header says that this is {modality}, not MR'] if modality not in ('MR','') else []
+    return warn + ([f'its header says that this is {part}, not the head'] if part and not re.search('HEAD|BRAIN|SKULL|NEURO|CRAN', part.upper()) else [])
+
+# %% ../nbs/04_io.ipynb #c119
 def sort_along_normal(
     slices:list, # pydicom data sets with position and orientation
 )->tuple[list,np.ndarray,list]: # Sorted; vector from one to the next in mm; warnings
@@ -522,7 +534,7 @@ def sort_along_normal(
     ends = [np.asarray(slices[i].ImagePositionPatient, float) for i in (0,-1)]
     return slices, (ends[1]-ends[0])/len(gaps), warn
 
-# %% ../nbs/04_io.ipynb #c115
+# %% ../nbs/04_io.ipynb #c122
 def read_dicom_series(
     source, # Folder (searched below too), file, or list of files
     *,
@@ -542,9 +554,9 @@ def read_dicom_series(
     planes = [dicom_plane(s) for s in slices]
     _same([Path(s.filename).name for s in slices], planes)
     sequence = sequence or guess_sequence(slices[0].get('SeriesDescription','')) or 'flair'
-    return Scan(np.stack(planes)[None].astype(np.float32), (sequence,), spacing, affine, numbered(len(slices)), 'volume', name, warn)
+    return Scan(np.stack(planes)[None].astype(np.float32), (sequence,), spacing, affine, numbered(len(slices)), 'volume', name, dicom_doubts(slices[0]) + warn)
 
-# %% ../nbs/04_io.ipynb #c121
+# %% ../nbs/04_io.ipynb #c128
 def _is_nifti(path): return bool(re.search(r'\.nii(\.gz)?$', Path(path).name, re.I))
 
 def read_scan(

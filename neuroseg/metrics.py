@@ -9,7 +9,7 @@ __all__ = ['Confusion', 'confusion', 'dice', 'iou', 'precision', 'recall', 'hd95
            'volume_error_rel', 'score_case', 'score_slices', 'pooled', 'batch_soft_dice', 'thesis_batches',
            'thesis_dice', 'keras_evaluate', 'bootstrap_ci', 'paired_ci', 'Summary', 'summarise']
 
-# %% ../nbs/03_metrics.ipynb #c002
+# %% ../nbs/03_metrics.ipynb #c003
 import math, warnings
 from dataclasses import asdict, dataclass
 
@@ -17,9 +17,9 @@ import numpy as np
 from fastcore.basics import patch
 
 from .core import ConfigError, InputError, ShapeError, need
-from .masks import check_mask, check_spacing, volume_ml
+from .masks import boundary, check_mask, check_spacing, volume_ml
 
-# %% ../nbs/03_metrics.ipynb #c005
+# %% ../nbs/03_metrics.ipynb #c006
 @dataclass(frozen=True)
 class Confusion:
     "Counts of pixels (or voxels) of a predicted mask against the true one."
@@ -32,7 +32,7 @@ class Confusion:
     @property
     def both_empty(self): return not (self.tp or self.fp or self.fn)
 
-# %% ../nbs/03_metrics.ipynb #c008
+# %% ../nbs/03_metrics.ipynb #c009
 def _pair(pred, targ, ndims=None):
     "Both masks, boolean and of one shape."
     pred, targ = check_mask(pred, 'pred', ndims=ndims), check_mask(targ, 'targ', ndims=ndims)
@@ -48,7 +48,7 @@ def confusion(
     tp, n_pred, n_targ = int((pred & targ).sum()), int(pred.sum()), int(targ.sum())
     return Confusion(tp, n_pred-tp, n_targ-tp, pred.size-n_pred-n_targ+tp)
 
-# %% ../nbs/03_metrics.ipynb #c015
+# %% ../nbs/03_metrics.ipynb #c016
 @patch
 def _ratio(self:Confusion, num, den, empty):
     "`num/den`, by one rule for all overlaps: both masks empty gives `empty`, one of them gives 0."
@@ -69,7 +69,7 @@ def dice(
     "Sørensen-Dice overlap of two masks."
     return confusion(pred, targ).dice(empty=empty)
 
-# %% ../nbs/03_metrics.ipynb #c025
+# %% ../nbs/03_metrics.ipynb #c026
 @patch
 def iou(self:Confusion, *, empty:float)->float:
     "TP/(TP+FP+FN)."
@@ -84,7 +84,7 @@ def iou(
     "Intersection over union of two masks (Jaccard index)."
     return confusion(pred, targ).iou(empty=empty)
 
-# %% ../nbs/03_metrics.ipynb #c028
+# %% ../nbs/03_metrics.ipynb #c029
 @patch
 def precision(self:Confusion, *, empty:float)->float:
     "TP/(TP+FP)."
@@ -99,7 +99,7 @@ def precision(
     "Share of the predicted pixels that are tumour (positive predictive value)."
     return confusion(pred, targ).precision(empty=empty)
 
-# %% ../nbs/03_metrics.ipynb #c030
+# %% ../nbs/03_metrics.ipynb #c031
 @patch
 def recall(self:Confusion, *, empty:float)->float:
     "TP/(TP+FN)."
@@ -114,19 +114,11 @@ def recall(
     "Share of the tumour's pixels that were found (sensitivity)."
     return confusion(pred, targ).recall(empty=empty)
 
-# %% ../nbs/03_metrics.ipynb #c034
+# %% ../nbs/03_metrics.ipynb #c035
 def _if_empty(pred, targ, both, one):
     "`both` when both masks are empty, `one` when exactly one is, else None."
     found = int(pred.any()) + int(targ.any())
     return (float(both), one, None)[found]
-
-def _monai(name, pred, targ, **kwargs)->float:
-    "One of MONAI's metrics for one pair of masks."
-    with warnings.catch_warnings(): # MONAI announces its own future changes on every call
-        warnings.simplefilter('ignore')
-        torch, metrics = need('torch', extra='train'), need('monai.metrics', extra='train')
-        pred, targ = (torch.from_numpy(np.ascontiguousarray(m))[None,None] for m in (pred, targ))
-        return float(getattr(metrics, name)(pred, targ, include_background=True, **kwargs))
 
 def hd95_mm(
     pred:np.ndarray, # Boolean `(Y,X)` or `(Z,Y,X)`
@@ -139,9 +131,19 @@ def hd95_mm(
     pred, targ = _pair(pred, targ, (2,3))
     spacing = check_spacing(spacing_mm, pred.ndim)
     value = _if_empty(pred, targ, empty, math.inf)
-    return _monai('compute_hausdorff_distance', pred, targ, percentile=95, spacing=spacing) if value is None else value
+    if value is not None: return value
+    near,rims = need('scipy.spatial', extra='app').KDTree, [np.argwhere(boundary(m))*spacing for m in (pred, targ)]
+    return float(max(np.percentile(near(to).query(each)[0], 95) for each,to in (rims, rims[::-1])))
 
-# %% ../nbs/03_metrics.ipynb #c039
+# %% ../nbs/03_metrics.ipynb #c040
+def _monai(name, pred, targ, **kwargs)->float:
+    "One of MONAI's metrics for one pair of masks."
+    with warnings.catch_warnings(): # MONAI announces its own future changes on every call
+        warnings.simplefilter('ignore')
+        torch, metrics = need('torch', extra='train'), need('monai.metrics', extra='train')
+        pred, targ = (torch.from_numpy(np.ascontiguousarray(m))[None,None] for m in (pred, targ))
+        return float(getattr(metrics, name)(pred, targ, include_background=True, **kwargs))
+
 def surface_dice(
     pred:np.ndarray, # Boolean `(Y,X)` or `(Z,Y,X)`
     targ:np.ndarray, # Boolean, same shape
@@ -157,7 +159,7 @@ def surface_dice(
     value = _if_empty(pred, targ, empty, 0.)
     return _monai('compute_surface_dice', pred, targ, class_thresholds=[tolerance_mm], spacing=spacing, use_subvoxels=True) if value is None else value
 
-# %% ../nbs/03_metrics.ipynb #c048
+# %% ../nbs/03_metrics.ipynb #c049
 def volume_error_ml(
     pred:np.ndarray, # Boolean `(Z,Y,X)`
     targ:np.ndarray, # Boolean, same shape
@@ -168,7 +170,7 @@ def volume_error_ml(
     pred, targ = _pair(pred, targ)
     return volume_ml(pred, spacing_mm) - volume_ml(targ, spacing_mm)
 
-# %% ../nbs/03_metrics.ipynb #c051
+# %% ../nbs/03_metrics.ipynb #c052
 def volume_error_rel(
     pred:np.ndarray, # Boolean mask `(...)`
     targ:np.ndarray, # Boolean mask, same shape
@@ -180,7 +182,7 @@ def volume_error_rel(
     if targ.any(): return int(pred.sum())/int(targ.sum()) - 1
     return math.inf if pred.any() else float(empty)
 
-# %% ../nbs/03_metrics.ipynb #c054
+# %% ../nbs/03_metrics.ipynb #c055
 def _overlaps(counts:Confusion, empty:float)->dict:
     "Overlap scores and counts, as columns."
     return dict(dice=counts.dice(empty=empty), iou=counts.iou(empty=empty), precision=counts.precision(empty=empty),
@@ -192,7 +194,7 @@ def _empty_error(empty:float)->float:
     if empty not in (0,1): raise ConfigError(f'empty={empty} has no counterpart among distances; choose 1, 0 or NaN')
     return 0. if empty==1 else math.inf
 
-# %% ../nbs/03_metrics.ipynb #c057
+# %% ../nbs/03_metrics.ipynb #c058
 def score_case(
     pred:np.ndarray, # Boolean `(Z,Y,X)`, or `(Y,X)` for a single slice
     targ:np.ndarray, # Boolean, same shape
@@ -212,7 +214,7 @@ def score_case(
         surface_dice=surface_dice(pred, targ, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm, empty=empty), tolerance_mm=tolerance_mm)
     return row
 
-# %% ../nbs/03_metrics.ipynb #c061
+# %% ../nbs/03_metrics.ipynb #c062
 def score_slices(
     pred:np.ndarray, # Boolean `(Z,Y,X)`
     targ:np.ndarray, # Boolean, same shape
@@ -223,7 +225,7 @@ def score_slices(
     pred, targ = _pair(pred, targ, (3,))
     return [dict(slice=i, **_overlaps(confusion(p, t), empty)) for i,(p,t) in enumerate(zip(pred, targ))]
 
-# %% ../nbs/03_metrics.ipynb #c065
+# %% ../nbs/03_metrics.ipynb #c066
 def pooled(
     cases, # Rows of `score_case` or `score_slices`, or `Confusion`s
     *,
@@ -233,7 +235,7 @@ def pooled(
     counts = [c if isinstance(c, Confusion) else Confusion(*(int(c[k]) for k in ('tp','fp','fn','tn'))) for c in cases]
     return dict(n=len(counts), **_overlaps(sum(counts, Confusion(0,0,0,0)), empty))
 
-# %% ../nbs/03_metrics.ipynb #c070
+# %% ../nbs/03_metrics.ipynb #c071
 def batch_soft_dice(
     prob:np.ndarray, # Probabilities in [0, 1], `(B,...)`
     targ:np.ndarray, # True masks in [0, 1], same shape; soft at the rim where they were resized
@@ -247,7 +249,7 @@ def batch_soft_dice(
         raise InputError('`prob` and `targ` must lie between 0 and 1; pass the sigmoid of logits, and masks divided by 255')
     return float((2*(y*p).sum() + smooth)/(y.sum() + p.sum() + smooth))
 
-# %% ../nbs/03_metrics.ipynb #c073
+# %% ../nbs/03_metrics.ipynb #c074
 def thesis_batches(
     prob:np.ndarray, # `(N,...)`, in the order of the test set
     targ:np.ndarray, # Same shape
@@ -265,7 +267,7 @@ def thesis_dice(prob, targ, *, batch_size:int=32, smooth:float=1.)->float:
     "Mean of the batches' soft Dice, each batch counting one: what Keras' `evaluate` returns as the metric."
     return float(thesis_batches(prob, targ, batch_size=batch_size, smooth=smooth)[0].mean())
 
-# %% ../nbs/03_metrics.ipynb #c077
+# %% ../nbs/03_metrics.ipynb #c078
 def keras_evaluate(
     dices, # Of the batches, in order
     sizes, # Slices in each batch
@@ -277,7 +279,7 @@ def keras_evaluate(
     def bar(run): return float((run.sum() + run[-1])/(len(run)+1)) # the last state is shown twice
     return dict(dice=float(run_dice[-1]), loss=float(run_loss[-1]), bar_dice=bar(run_dice), bar_loss=bar(run_loss))
 
-# %% ../nbs/03_metrics.ipynb #c084
+# %% ../nbs/03_metrics.ipynb #c085
 def bootstrap_ci(
     values, # One number a patient `(n,)`; infinities are allowed, NaN is not
     *,
@@ -297,7 +299,7 @@ def bootstrap_ci(
     lo, hi = np.quantile(draws, [(1-level)/2, (1+level)/2], method='inverted_cdf')
     return float(lo), float(hi)
 
-# %% ../nbs/03_metrics.ipynb #c088
+# %% ../nbs/03_metrics.ipynb #c089
 def paired_ci(
     a, # One number a patient `(n,)`
     b, # Of the same patients in the same order
@@ -313,7 +315,7 @@ def paired_ci(
     with np.errstate(invalid='ignore'): d = a-b # inf-inf is NaN, which `bootstrap_ci` refuses
     return bootstrap_ci(d, stat=stat, n_boot=n_boot, level=level, seed=seed)
 
-# %% ../nbs/03_metrics.ipynb #c092
+# %% ../nbs/03_metrics.ipynb #c093
 def _describe(values, *, n_boot, seed)->dict:
     "Statistics of one column; NaN are left out and counted, infinities kept and counted."
     values = np.asarray(values, float)
@@ -327,7 +329,7 @@ def _describe(values, *, n_boot, seed)->dict:
         median=float(np.median(v)), median_ci95=bootstrap_ci(v, stat=np.median, n_boot=n_boot, seed=seed),
         sd=sd, q1=float(q1), q3=float(q3), min=float(v.min()), max=float(v.max()))
 
-# %% ../nbs/03_metrics.ipynb #c095
+# %% ../nbs/03_metrics.ipynb #c096
 class Summary(dict):
     "What `summarise` returns: a plain dict that shows itself as a table with its conditions."
     def _repr_markdown_(self):
@@ -338,7 +340,7 @@ class Summary(dict):
         head = '| score | n | mean [95 % CI] | median [95 % CI] | sd | quartiles | range |\n|---|---|---|---|---|---|---|\n'
         return head + '\n'.join(row(k, s) for k,s in self['scores'].items()) + f"\n\n{self['conditions']}"
 
-# %% ../nbs/03_metrics.ipynb #c097
+# %% ../nbs/03_metrics.ipynb #c098
 def _check_rule(rows, keys, empty):
     "Refuse rows whose empty pairs were scored by another rule, and count those pairs (None if the rows hold no counts)."
     if not all({'tp','fp','fn'} <= r.keys() for r in rows): return None
@@ -350,7 +352,7 @@ def _check_rule(rows, keys, empty):
                 raise ConfigError(f'a row with two empty masks has {key}={value:g}, but empty={empty:g} was said; score and summarise with one rule')
     return len(pairs)
 
-# %% ../nbs/03_metrics.ipynb #c100
+# %% ../nbs/03_metrics.ipynb #c101
 def summarise(
     rows, # One dict a patient, as from `score_case` (values may be text, as read from a csv)
     *,

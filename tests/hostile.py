@@ -4,6 +4,7 @@ import gzip, io, struct, zipfile, zlib
 import nibabel as nib
 import numpy as np
 from PIL import Image
+from pydicom.data import get_testdata_file
 
 
 def png(shape=(32, 32), value=90, mode='L'):
@@ -82,6 +83,54 @@ def dicom(change=None, **tags):
     return file.getvalue()
 
 
+def packed_dicom(mb=300):
+    "A data set that is a thousand times larger once it is inflated."
+    import pydicom
+    from pydicom.uid import DeflatedExplicitVRLittleEndian, MRImageStorage
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = DeflatedExplicitVRLittleEndian, MRImageStorage, '1.2.3'
+    file = io.BytesIO(b'\0'*128 + b'DICM'); file.seek(132)
+    pydicom.filewriter.write_file_meta_info(file, meta, enforce_standard=True)
+    pack = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
+    return file.getvalue() + b''.join(pack.compress(bytes(10**6)) for _ in range(mb)) + pack.flush()
+
+
+def nested_dicom(depth=3000):
+    "A sequence in a sequence in a sequence, none of them of stated length."
+    whole = dicom()
+    open_ = struct.pack('<HH2sHI', 0x0008, 0x1140, b'SQ', 0, 0xFFFFFFFF) + struct.pack('<HHI', 0xFFFE, 0xE000, 0xFFFFFFFF)
+    at = whole.index(struct.pack('<HH', 0x0008, 0x0016)) # the data set begins
+    return whole[:at] + open_*depth + whole[at:]
+
+
+def png_with_a_book(mb=100):
+    "A text in a picture that unpacks to far more than the picture."
+    whole = png()
+    data = b'note\0\0' + zlib.compress(bytes(mb*10**6), 1)
+    chunk = struct.pack('>I', len(data)) + b'zTXt' + data + struct.pack('>I', zlib.crc32(b'zTXt'+data))
+    return whole[:33] + chunk + whole[33:]
+
+
+def endless_listing():
+    "An archive that says its list of files is three gigabytes long."
+    data = bytearray(zipped({'a.png': png()}))
+    struct.pack_into('<I', data, data.index(b'PK\5\6')+12, 3*10**9)
+    return bytes(data)
+
+
+def huge_film(n=22, shape=(1440, 2048)):
+    "Black pictures of three megapixels, which a video packs to nothing."
+    import av
+    file = io.BytesIO()
+    with av.open(file, 'w', format='mp4') as box:
+        s = box.add_stream('mpeg4', rate=10)
+        s.height, s.width, s.pix_fmt = *shape, 'yuv420p'
+        frame = av.VideoFrame.from_ndarray(np.zeros((shape[0]*3//2, shape[1]), np.uint8), format='yuv420p')
+        for k in range(n): frame.pts = k; box.mux(s.encode(frame))
+        box.mux(s.encode())
+    return file.getvalue()
+
+
 def tiff_bomb():
     "One bit a pixel, packed: a few kilobytes that are a gigapixel."
     return as_file(Image.new('1', (20_000, 20_000)), 'TIFF', compression='group4')
@@ -103,7 +152,7 @@ HOSTILE = [
     ('an empty picture', {'a.png': b''}, 'cannot be read'),
     ('text named PNG', {'a.png': b'hello'}, 'cannot be read'),
     ('a torn PNG', {'a.png': noise_png()[:400]}, 'cannot be read'),
-    ('a PNG of one grey level', {'a.png': png()}, 'one flat value'),
+    ('a PNG of one grey level', {'a.png': png()}, '^a: the scan is one flat value'),
     ('a PNG of one pixel', {'a.png': png((1, 1))}, 'flat value|pixels'),
     ('a PNG that promises a terapixel', {'a.png': png_claiming(10**6, 10**6)}, 'allowed|pixels|cannot be read'),
     ('a PNG that promises 400 megapixels', {'a.png': png_claiming(20_000, 20_000)}, 'allowed|exceeds limit'),
@@ -113,6 +162,7 @@ HOSTILE = [
     ('a TIFF that points to itself', {'a.tif': b'II*\0' + struct.pack('<IHHHIII', 8, 1, 256, 3, 1, 9, 8)}, 'cannot be read'),
     ('a TIFF with values that are no numbers', {'a.tif': as_file(Image.fromarray(np.full((8, 8), np.nan, np.float32)), 'TIFF')}, 'NaN'),
     ('a torn JPEG', {'a.jpg': as_file(Image.new('RGB', (64, 64)), 'JPEG')[:150]}, 'cannot be read'),
+    ('a PNG with a text of 100 MB in it', {'a.png': png_with_a_book()}, 'cannot be read'),
     ('a GIF named PNG', {'a.png': as_file(Image.new('L', (8, 8)), 'GIF')}, 'cannot be read'),
     ('PostScript named PNG', {'a.png': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) run'}, 'cannot be read'),
     ('SVG named PNG', {'a.png': b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'}, 'cannot be read'),
@@ -143,6 +193,9 @@ HOSTILE = [
     ('a DICOM without pixels', {'a.dcm': dicom(PixelData=None)}, 'no DICOM images|cannot be read'),
     ('a DICOM that promises more than it holds', {'a.dcm': dicom(Rows=5000, Columns=5000)}, 'cannot be read'),
     ('a DICOM of 65535 x 65535', {'a.dcm': dicom(Rows=65535, Columns=65535)}, 'allowed'),
+    ('a DICOM that inflates to 300 MB', {'a.dcm': packed_dicom()}, 'packed DICOM'),
+    ('a DICOM of three thousand nested sequences', {'a.dcm': nested_dicom()}, 'cannot be read'),
+    ('a DICOM that nobody here can decode', {'a.dcm': open(get_testdata_file('MR_small_jpeg_ls_lossless.dcm', download=False), 'rb').read()}, 'no decoder'),
     ('a DICOM film', {'a.dcm': dicom(NumberOfFrames='30')}, 'multi-frame'),
     ('DICOM slices at one place', {f'{k}.dcm': dicom(ImagePositionPatient=[0, 0, 0], ImageOrientationPatient=[1, 0, 0, 0, 1, 0], PixelSpacing=[1, 1]) for k in (1, 2)}, 'at one place'),
     ('text named zip', {'a.zip': b'hello'}, 'cannot be read'),
@@ -151,10 +204,12 @@ HOSTILE = [
     ('a zip in a zip', {'a.zip': nested_zip()}, 'holds no scan'),
     ('a zip bomb', {'a.zip': zip_bomb()}, 'allowed'),
     ('a zip of 601 files', {'a.zip': zipped(MANY)}, 'allowed'),
+    ('a zip whose list of files is 3 GB', {'a.zip': endless_listing()}, 'allowed'),
     ('a zip with a password', {'a.zip': locked_zip()}, 'password'),
     ('a zip with a wrong check sum', {'a.zip': crooked_zip()}, 'cannot be read'),
     ('a zip that climbs out of its folder', {'a.zip': zipped({'../../../evil.png': b'x'})}, 'cannot be read'),
     ('a torn AVI', {'a.avi': broken_avi()}, 'cannot be read|no frame|no pictures'),
+    ('a film of huge black pictures', {'a.mp4': huge_film()}, 'allowed'),
     ('a torn MP4', {'a.mp4': broken_mp4()}, 'cannot be read|no frame|no pictures'),
     ('a play list named MP4', {'a.mp4': b'#EXTM3U\nhttp://localhost:1/x.ts\n'}, 'no MP4 or AVI'),
     ('a play list of local files named AVI', {'a.avi': b"ffconcat version 1.0\nfile '/etc/passwd'\n"}, 'no MP4 or AVI'),

@@ -15,7 +15,7 @@ LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in mod
 # Within a layer these alone may import a neighbour
 NEIGHBOURS = {'metrics': {'masks'}, 'phantom': {'masks'}, 'cases': {'io'}, 'frames': {'io'}, 'fetch': {'cases', 'io'}, 'sample': {'io'}, 'splits': {'cases', 'io'}, 'prep': {'io'}, 'privacy': {'cases'},
               'data': {'prep', 'splits', 'cases', 'io'}, 'models': {'losses'}, 'train': {'models', 'losses'}, 'export': {'models', 'train'}, 'pace': {'models', 'train'}, 'leaks': {'infer'},
-              'fit': {'evaluate', 'fanout'}, 'finetune': {'evaluate', 'fit'}, 'ablate': {'evaluate', 'fanout', 'fit'}, 'viz': {'evaluate'}, 'report': {'viz', 'evaluate'}, 'claims': {'report'}, 'cli': {'app'}}
+              'fit': {'evaluate', 'fanout'}, 'finetune': {'evaluate', 'fit'}, 'ablate': {'evaluate', 'fanout', 'fit'}, 'viz': {'evaluate'}, 'report': {'viz', 'evaluate'}, 'claims': {'report'}, 'sheet': {'looks'}, 'cli': {'app'}}
 # What the base install runs: importable with its requirements alone
 BASE = {'__init__', 'core', 'masks', 'metrics', 'phantom', 'io', 'cases', 'fetch', 'sample', 'splits', 'prep', 'infer', 'cli', 'privacy', 'leaks'}
 HEAVY = {'av', 'reportlab', 'torch', 'torchvision', 'fastai', 'monai', 'timm', 'pandas', 'matplotlib', 'scipy', 'seaborn', 'sklearn', 'nilearn', 'streamlit',

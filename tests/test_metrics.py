@@ -122,6 +122,13 @@ def test_hd95_agrees_with_distance_transform(ndim):
         pred, targ, spacing, _ = random_pair(seed, ndim)
         assert hd95_mm(pred, targ, spacing_mm=spacing, empty=0.)==pytest.approx(hd95_by_distance_transform(pred, targ, spacing), rel=1e-5, abs=1e-5)
 
+def test_hd95_is_monais():
+    torch, monai = pytest.importorskip('torch'), pytest.importorskip('monai.metrics')
+    for seed in range(20):
+        pred, targ, spacing, _ = random_pair(seed, 3)
+        both = (torch.from_numpy(m)[None,None] for m in (pred, targ))
+        assert hd95_mm(pred, targ, spacing_mm=spacing, empty=0.)==pytest.approx(float(monai.compute_hausdorff_distance(*both, include_background=True, percentile=95, spacing=spacing)), rel=1e-5)
+
 def corners(mask):
     "The 2^n voxels around every corner of the grid, as an array with a leading axis."
     padded = np.pad(mask, 1)
