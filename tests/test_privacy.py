@@ -414,6 +414,160 @@ def test_a_real_study_of_a_private_cohort(repo, tmp_path):
     assert (run/'patients.csv').read_text().startswith('column,patients,values,mean') and sorted(p.name for p in (ward/privacy.STATE).iterdir()) == ['numbers.json']
 
 
+# Training and scoring
+
+TRIAL = ('--set', 'model=trial', 'epochs=1', 'bs=4', 'prep.size_px=32')
+WORDS = ('ward7', 'Miller', 'Stone', 'Brown', 'Young', 'Green', 'Ann_', 'Bob_', 'Cleo_', 'Dora_', 'Eve_', 'Fred_', 'Long_')
+
+
+@pytest.fixture
+def ward(hospital, tmp_path, monkeypatch):
+    "The cohort, file names included, and no other place where anything could be written unseen."
+    pytest.importorskip('fastai')
+    for f in [f for f in hospital.rglob('*.png')]: f.rename(f.with_name(f'{f.parents[1].name}_{f.name}'))
+    (hospital/'Fred_Long').rename(hospital/'Fred_Long_2')
+    for name in ('tmp', 'cache'): (tmp_path/name).mkdir()
+    monkeypatch.setenv('NEUROSEG_CACHE', str(tmp_path/'cache'))
+    monkeypatch.setenv('TMPDIR', str(tmp_path/'tmp'))
+    monkeypatch.setattr('tempfile.tempdir', None)
+    return hospital
+
+
+def plain_prints(ward):
+    "Fingerprints by which whoever has the files could recognise them: of each patient, of all, of all but each, of each file."
+    from neuroseg.core import hash_files, sha256_file
+    files = {c.patient: [f for f in (*c.images, *c.masks) if f] for c in privacy.cohort_of(ward).cases}
+    whole = [f for fs in files.values() for f in fs]
+    rest = [[f for q, fs in files.items() if q != p for f in fs] for p in files]
+    return [hash_files(fs) for fs in (*files.values(), *rest, whole)] + [sha256_file(f) for f in whole]
+
+
+def told(ward, tmp_path, capfd):
+    "What was written outside the cohort's own folder, or said, that names somebody or holds a piece of a scan: file and word."
+    said = capfd.readouterr()
+    written = {n: b for n, b in everything(tmp_path).items() if not (tmp_path.resolve()/n).is_relative_to(ward)} | dict(stdout=said.out.encode(), stderr=said.err.encode())
+    words = [w.lower().encode() for w in (*WORDS, str(ward), *plain_prints(ward))]
+    scans = [f.read_bytes()[-200:-20] for f in ward.rglob('*.png')]
+    return {(n, w.decode()) for n, b in written.items() for w in words if w in b.lower() or w.decode() in n.lower()} | {(n, 'scan') for n, b in written.items() if any(s and s in b for s in scans)}
+
+
+def test_training_and_scoring_tell_nobody(ward, tmp_path, capfd):
+    from neuroseg.evaluate import read_rows
+    from neuroseg.fit import split_cohort
+    at, model = tmp_path/'run', tmp_path/'run'/'model'/'model.json'
+    assert main(['train', str(ward), '-o', str(at), '--fold', '1', *TRIAL]) == 0
+    assert main(['evaluate', str(ward), '--fold', '1', '--model', str(model), '-o', str(tmp_path/'asked')]) == 0
+    assert main(['evaluate', str(ward), '--seen', '--model', str(model), '-o', str(tmp_path/'all')]) == 0
+    assert main(['evaluate', str(ward), '--model', str(model), '-o', str(tmp_path/'refused')]) == 2
+    said = capfd.readouterr()
+    print(said.out, said.err)
+    assert '5 of these patients taught the model: choose the fold' in said.err
+    assert told(ward, tmp_path, capfd) == set()
+    taught, asked, _ = split_cohort(ward, fold=1)
+    number, card, plan, record = privacy.opaque(privacy.cohort_of(ward)), read_json(model), read_json(at/'plan.json'), read_json(at/'run.json')
+    assert (card['split']['train'], card['split']['test'], len(card['split']['keyed'])) == (5, 1, 5) and plan['split'] == card['split']
+    assert all(h.startswith('keyed:') for h in (card['data']['hash'], plan['data_hash'], record['data_hash'], read_json(tmp_path/'all'/'run.json')['data_hash']))
+    assert record['params']['cohort'] == read_json(tmp_path/'all'/'run.json')['params']['cohort'] == privacy.cohort_of(ward).facts
+    assert card['metrics']['all sequences']['dice'] == dict(mean=read_json(at/'summary.json')['all sequences']['scores']['dice']['mean']), 'one patient is no statistic'
+    assert {r['patient'] for r in read_rows(at/'patients.csv')} == {number[c.patient] for c in asked}
+    rows = read_rows(tmp_path/'all'/'patients.csv')
+    assert [r['patient'] for r in rows] == [f'P{n}' for n in range(1, 7)] and not {'case', 'institution'} & set(rows[0]), 'in the order of the numbers, not of the names'
+    assert (tmp_path/'asked'/'patients.csv').read_text().startswith('column,patients,values,mean\n')
+    assert list((tmp_path/'cache').iterdir()) == [] and list((ward/privacy.STATE/'prepared').iterdir())
+    assert leaks.check([at/'model', tmp_path/'asked', at/'plan.json', at/'run.json'], root=tmp_path, cohort=ward) == []
+
+
+@pytest.mark.parametrize('words', [('train', '--fold', '1', *TRIAL), ('train', '--fold', 'all', *TRIAL), ('evaluate',)], ids=['train', 'all folds', 'evaluate'])
+def test_a_fault_in_the_middle_tells_nobody(ward, tmp_path, capfd, words):
+    damaged = next((ward/'Fred_Long_2'/'images').iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-300])
+    assert main([words[0], str(ward), '-o', str(tmp_path/'run'), *words[1:]]) == 2
+    said = capfd.readouterr()
+    print(said.out, said.err)
+    assert 'neuroseg: `<file>` cannot be read' in said.err.splitlines()[-1]
+    assert told(ward, tmp_path, capfd) == set()
+
+
+def test_a_cross_validation_and_the_model_of_all_tell_nobody(ward, tmp_path, capfd, monkeypatch):
+    "Exporting is left to the test above: what is written on a card is what matters here."
+    from neuroseg import fit
+    from neuroseg.evaluate import TorchSegmenter, read_rows
+    trained = {}
+    def export(nets, folder, *, name, card, cfg, bits):
+        trained[folder/f'{name}.json'] = TorchSegmenter(nets[0], cfg.prep, threshold=cfg.threshold)
+        trained[folder/f'{name}.json'].card = trained[folder/f'{name}.json']
+        write_json(folder/f'{name}.json', card)
+        return folder/f'{name}.json'
+    monkeypatch.setattr(fit, 'export_model', export)
+    monkeypatch.setattr(fit, 'Segmenter', lambda card, threads: trained[card])
+    assert main(['train', str(ward), '-o', str(tmp_path/'cv'), '--fold', 'all', *TRIAL]) == 0
+    assert main(['train', str(ward), '-o', str(tmp_path/'kept'), '--judged-by', str(tmp_path/'cv')]) == 0
+    said = capfd.readouterr()
+    print(said.out, said.err)
+    assert 'neuroseg train <cohort> -o RUN --judged-by' in said.out and told(ward, tmp_path, capfd) == set()
+    assert sorted(r['patient'] for r in read_rows(tmp_path/'cv'/'patients.csv') if r['input'] == 'FLAIR only') == [f'P{n}' for n in range(1, 7)]
+    card, summary = read_json(tmp_path/'kept'/'model'/'model.json'), read_json(tmp_path/'cv'/'summary.json')
+    assert card['split']['train'] == 6 and card['metrics']['FLAIR only']['dice']['median_ci95'] == summary['FLAIR only']['scores']['dice']['median_ci95']
+    shutil.rmtree(ward/'Ann_Miller')
+    assert main(['train', str(ward), '-o', str(tmp_path/'other'), '--judged-by', str(tmp_path/'cv')]) == 2
+    assert 'was made on other data than `<cohort>`' in capfd.readouterr().err
+
+
+def test_the_guard_changes_no_number(hospital, tmp_path, monkeypatch):
+    "The same patients, once public and once private: the same folds, weights and scores."
+    pytest.importorskip('fastai')
+    from neuroseg.evaluate import read_rows
+    from neuroseg.fit import fit_cohort, recipe
+    from neuroseg.train import checkpoint_meta
+    monkeypatch.setenv('NEUROSEG_CACHE', str(tmp_path/'cache'))
+    cfg, number = recipe(dict(model='trial', epochs=1, bs=4, prep=dict(size_px=32))), privacy.opaque(privacy.cohort_of(hospital))
+    fit_cohort(hospital, tmp_path/'private', cfg=cfg, fold=1, progress=False)
+    privacy.mark(hospital, private=False, source='drawn')
+    open_, held = fit_cohort(hospital, tmp_path/'public', cfg=cfg, fold=1, progress=False), read_json(tmp_path/'private'/'summary.json')
+    assert (tmp_path/'private'/'weights.safetensors').read_bytes() == (tmp_path/'public'/'weights.safetensors').read_bytes()
+    ours, theirs = (checkpoint_meta(tmp_path/which/'checkpoint.safetensors')['data'] for which in ('private', 'public'))
+    assert not set(ours) & set(theirs), 'what was learnt from can be recognised by its owner only'
+    assert held['all sequences']['scores']['dice']['mean'] == open_['all sequences']['scores']['dice']['mean']
+    assert {number[r['patient']] for r in read_rows(tmp_path/'public'/'patients.csv')} == {r['patient'] for r in read_rows(tmp_path/'private'/'patients.csv')}
+    split = read_json(tmp_path/'public'/'plan.json')['split']
+    assert len(split['train']) == 5 and 'keyed' not in split and 'cohort' not in read_json(tmp_path/'public'/'run.json')['params']
+
+
+def test_a_private_training_is_resumed_and_stays_out_of_git(ward, tmp_path, capfd):
+    words = ['train', str(ward), '-o', str(tmp_path/'run'), '--fold', '1', *TRIAL]
+    assert main(words) == 0
+    (tmp_path/'run'/'run.json').unlink() # as if it had been interrupted after the last epoch
+    before = (tmp_path/'run'/'checkpoint.safetensors').stat().st_mtime_ns
+    assert main(words) == 0 and (tmp_path/'run'/'checkpoint.safetensors').stat().st_mtime_ns == before
+    shutil.rmtree(ward/privacy.STATE) # another key: nobody could tell whether these are the same patients
+    assert main(words) == 2 and 'differs in split.keyed, data_hash' in capfd.readouterr().err
+    for command in (['train', *TRIAL], ['evaluate']):
+        assert main([command[0], str(ward), '-o', str(ROOT/'scores'), *command[1:]]) == 2
+        assert 'git does not ignore' in capfd.readouterr().err and not (ROOT/'scores').exists()
+
+
+def test_a_run_in_the_cohorts_own_folder_is_whole_but_for_its_card(ward, tmp_path, capfd):
+    at = ward/privacy.STATE/'runs'
+    assert main(['train', str(ward), '-o', str(at), '--fold', '1', *TRIAL]) == 0
+    assert 'Ann_Miller' in (at/'plan.json').read_text() + (at/'patients.csv').read_text()
+    assert not any(w in (at/'model'/'model.json').read_text() for w in WORDS) and not any(w in capfd.readouterr().out for w in WORDS)
+
+
+def test_verify_names_private_patients_on_request_only(ward, tmp_path, capfd):
+    next((ward/'Ann_Miller'/'masks').iterdir()).unlink()
+    assert main(['data', 'verify', str(ward)]) == 1
+    said = capfd.readouterr().out
+    print(said)
+    assert 'missing mask: P' in said and '1 fault(s)' in said and told(ward, tmp_path, capfd) == set()
+    assert main(['data', 'verify', str(ward), '--names']) == 1 and 'missing mask: Ann_Miller/images/' in capfd.readouterr().out
+
+
+def test_outlines_of_a_marked_cohort_stay_out_of_git(ward, capfd):
+    privacy.mark(ward)
+    assert main(['predict', str(ward/'Ann_Miller'/'images'), '-o', str(ROOT/'outlines')]) == 2
+    assert 'git does not ignore' in capfd.readouterr().err and not (ROOT/'outlines').exists()
+
+
 # What a shared model remembers
 
 @pytest.mark.parametrize('seed', range(5))
