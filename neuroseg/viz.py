@@ -704,7 +704,7 @@ def bars(
     f = as_frame(rows)
     fig, ax = new_figure(height_in=.6+.24*len(f))
     ax.barh(np.arange(len(f)), f[value], height=.7, color=colour('blue'))
-    for i,v in enumerate(f[value]): ax.annotate(f'{v:.{digits}f}', (v, i), (3,0), textcoords='offset points', va='center', fontsize=8.5)
+    for i,v in enumerate(f[value]): ax.annotate(f'{v:.{digits}f}', (v, i), (3,0), textcoords='offset points', va='center', fontsize=8.5, bbox=dict(fc='white', ec='none', pad=.4), zorder=5)
     if target is not None: ax.axvline(target, color=colour('grey'), lw=1.2, ls='--')
     ax.set(yticks=np.arange(len(f)), yticklabels=f[label], ylim=(len(f)-.4, -.6), xlabel=xlabel)
     ax.margins(x=.12)
