@@ -462,6 +462,16 @@ def test_an_upload_is_not_parked_on_the_disk():
     assert MultiPartParser.spool_max_size > intake.MAX_UPLOAD_MB*10**6
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='looks at the marks that ONNX Runtime leaves on Linux')
+def test_the_runtime_tells_nobody_and_leaves_no_mark(tmp_path, card, root):
+    "ONNX Runtime reports to its maker unless it is told not to before it is loaded; then it also leaves a file in the temporary folder."
+    code = 'from neuroseg.infer import Segmenter; import onnxruntime, os; Segmenter(os.environ["NEUROSEG_MODEL"]); print(os.environ["ORT_DISABLE_TELEMETRY"])'
+    env = {k: v for k, v in os.environ.items() if k != 'ORT_DISABLE_TELEMETRY'} | dict(TMPDIR=str(tmp_path), HOME=str(tmp_path), NEUROSEG_MODEL=str(card))
+    done = subprocess.run([sys.executable, '-c', code], cwd=root, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, '1'), done.stderr
+    assert [p.name for p in tmp_path.rglob('*')] == []
+
+
 def test_a_full_disk_is_a_sentence(monkeypatch, segmenter):
     def full(*a, **k): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(app, 'store', full)

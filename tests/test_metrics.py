@@ -122,6 +122,7 @@ def test_hd95_agrees_with_distance_transform(ndim):
         pred, targ, spacing, _ = random_pair(seed, ndim)
         assert hd95_mm(pred, targ, spacing_mm=spacing, empty=0.)==pytest.approx(hd95_by_distance_transform(pred, targ, spacing), rel=1e-5, abs=1e-5)
 
+@pytest.mark.filterwarnings('ignore::FutureWarning') # of MONAI, on itself
 def test_hd95_is_monais():
     torch, monai = pytest.importorskip('torch'), pytest.importorskip('monai.metrics')
     for seed in range(20):
