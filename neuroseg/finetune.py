@@ -9,6 +9,7 @@ __all__ = ['TUNE', 'ALONE', 'start_weights', 'tuning_recipe', 'joined', 'blend',
            'finetune']
 
 # %% ../nbs/34_finetune.ipynb #c003
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from .evaluate import TorchSegmenter, compare, evaluate_cases, read_rows, summar
 from .export import export_model
 from .fit import card_metrics, check_settings, keep_plan
 from .infer import ModelCard, Segmenter, load_card
-from .privacy import check_place, cohort_of, guarded, keyed, opaque, safe_facts
+from .privacy import MIN_PATIENTS, averages, check_place, cohort_of, guarded, keyed, opaque, safe_facts, safe_split
 from .splits import case_folds, check_leakage, development, patient_id
 from .train import TrainConfig, config_dict, config_from, stored_config, train
 
@@ -64,7 +65,7 @@ def joined(
     slices = np.concatenate([np.arange(others.starts[i], others.starts[i+1]) for i in chosen])
     starts = np.concatenate([own.starts, len(own)+np.cumsum(sizes[chosen])])
     return SliceSet(np.concatenate([own.x, others.x[slices]]), np.concatenate([own.y, others.y[slices]]), starts, np.concatenate([own.steps, others.steps[chosen]]),
-                    (*own.patients, *(others.patients[i] for i in chosen)), own.context)
+                    (*own.patients, *(others.patients[i] for i in chosen)), own.context, own.salt)
 
 # %% ../nbs/34_finetune.ipynb #c018
 def blend(
@@ -95,19 +96,27 @@ def tune(
     cfg:TrainConfig, # From `tuning_recipe`
     start:Path, # From `start_weights`
     rehearse:SliceSet|None=None, # Slices not to forget
+    salt:str='', # See `SliceSet`; of private patients a secret one
     progress:bool=True, # Show bars
 ): # The finished network
     "Go on training from a model's weights."
-    own, watched = (slice_set(some, cfg.prep, progress=progress) for some in (cases, cases[:1])) # one patient's curve shows that it learns; it decides nothing
+    own, watched = (replace(slice_set(some, cfg.prep, progress=progress), salt=salt) for some in (cases, cases[:1])) # one patient's curve shows that it learns; it decides nothing
     return train(cfg, joined(own, rehearse, seed=cfg.seed) if rehearse else own, watched, run, start=start, progress=progress).model
 
 # %% ../nbs/34_finetune.ipynb #c027
 def _model(net, folder, *, card, cfg, name, cohort, cases, extra):
     "Export a fine-tuned network, with a card that betrays nobody."
-    facts = dict(split=dict(layout=cohort.layout, protocol='patient', fold=None, train=sorted({patient_id(c.patient) for c in cases}), test=[]),
-                 data=dict(hash=keyed(cohort, hash_files(f for c in cases for f in (*c.images, *c.masks) if f)), patients=len({c.patient for c in cases}), slices=sum(c.n_slices for c in cases)))
-    return export_model(net, folder, name=name, cfg=cfg, card=safe_facts(facts, cohort) | dict(version='1', licence=card.facts.get('licence'), threshold=card.threshold, pieces=card.pieces,
+    split = dict(layout=cohort.layout, protocol='patient', fold=None, train=sorted({patient_id(c.patient) for c in cases}), test=[])
+    facts = dict(data=dict(hash=keyed(cohort, hash_files(f for c in cases for f in (*c.images, *c.masks) if f)), patients=len({c.patient for c in cases}), slices=sum(c.n_slices for c in cases)))
+    return export_model(net, folder, name=name, cfg=cfg, card=safe_facts(facts, cohort) | dict(split=safe_split(split, cohort), version='1', licence=card.facts.get('licence'), threshold=card.threshold, pieces=card.pieces,
                         start=dict(name=card.name, version=card.version, sha256=card.facts['sha256']['safetensors'])) | extra)
+
+def _few(cohort): return cohort.private and len(cohort.patients)<MIN_PATIENTS # of so few, what is told of one could be told of somebody
+
+def _told(rows, cohort):
+    "Rows by number as a private run may hold them: in the order of the numbers, since that of the names would give them away."
+    if _few(cohort): return averages(rows, len(cohort.patients))
+    return sorted(rows, key=lambda r: int(r['patient'][1:])) if cohort.private else rows
 
 def tune_fold(
     fold:int, # Whose patients are kept out
@@ -123,10 +132,12 @@ def tune_fold(
     if (at/'patients.csv').exists(): return read_rows(at/'patients.csv')
     learn_from,score_on = ([c for c in cases if (fold_of[patient_id(c.patient)]==fold)==side] for side in (False, True))
     check_leakage([c.patient for c in learn_from], [c.patient for c in score_on])
-    net = tune(learn_from, at, cfg=cfg, start=start_weights(card), rehearse=rehearse, progress=progress)
+    net = tune(learn_from, at, cfg=cfg, start=start_weights(card), rehearse=rehearse, salt=keyed(cohort, ''), progress=progress)
     judged = TorchSegmenter(net, cfg.prep, threshold=card.threshold, pieces=card.pieces)
     rows = evaluate_cases(score_on, judged, empty=empty, progress=False)
-    write_rows(at/'patients.csv', [dict(fold=fold) | {k: v for k,v in r.items() if k not in ('case','institution')} | dict(patient=number[r['patient']]) for r in rows])
+    found = [dict(fold=fold) | {k: v for k,v in r.items() if k not in ('case','institution')} | dict(patient=number[r['patient']]) for r in rows]
+    if _few(cohort): return found # nothing is written of a single one
+    write_rows(at/'patients.csv', found)
     return read_rows(at/'patients.csv')
 
 # %% ../nbs/34_finetune.ipynb #c030
@@ -172,10 +183,11 @@ def _finetune(run, card, cohort, cfg, rehearse, name, empty, threads, progress):
         said = {k: summary_of(rows, empty=empty, split=what, seeds=cfg.seed) for k,rows,what in (('before', before, 'the model before fine-tuning'), ('after', after, 'each patient scored by a network fine-tuned on others'))}
         found = dict(said, gain=compare(before, after))
         found['expect'] = expectation(said, found['gain'])
-        net = tune(cases, run/'everyone', cfg=cfg, start=start_weights(card), rehearse=kept, progress=progress)
+        net = tune(cases, run/'everyone', cfg=cfg, start=start_weights(card), rehearse=kept, salt=keyed(cohort, ''), progress=progress)
         metrics = card_metrics({f'{k} fine-tuning': s for k,s in said.items()})
         _model(net, run/'model', card=card, cfg=cfg, name=name, cohort=cohort, cases=cases, extra=dict(metrics=safe_facts(metrics, cohort)))
-        write_rows(run/'patients.csv', [dict(model=k, patient=r['patient'], dice=r['dice'], precision=r['precision'], recall=r['recall']) for k,rows in (('before', before), ('after', after)) for r in rows])
+        rows = [dict(model=k, patient=r['patient'], dice=r['dice'], precision=r['precision'], recall=r['recall']) for k,rows in (('before', before), ('after', after)) for r in rows]
+        write_rows(run/'patients.csv', _told(rows, cohort))
         write_json(run/'summary.json', safe_facts(jsonable(found), cohort))
     rec.save(run/'run.json')
     return found

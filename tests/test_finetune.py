@@ -17,7 +17,8 @@ from neuroseg.infer import load_card
 from neuroseg.models import build_model
 from neuroseg.phantom import write_phantom_hospital, write_phantom_lgg, write_phantom_nifti
 from neuroseg.prep import Prep
-from neuroseg.train import Callback, TrainConfig, train
+from neuroseg.privacy import mark
+from neuroseg.train import Callback, TrainConfig, checkpoint_meta, train
 
 MADE_BY = TrainConfig(model='trial', epochs=1, bs=4, prep=Prep(size_px=32))
 
@@ -98,7 +99,7 @@ def test_differences_of_low_rank_are_all_that_is_learnt_and_resume(hospital, tmp
     class PowerCut(Exception): pass
     class Cut(Callback):
         order = 70 # after the checkpoint
-        def after_epoch(self): raise PowerCut
+        def after_epoch(self): raise PowerCut("now")
     def go(at, **kwargs): return train(cfg, slices, slices, tmp_path/at, start=tmp_path/'start.safetensors', progress=False, **kwargs)
     after = go('whole').model.state_dict()
     with pytest.raises(PowerCut): go('broken', cbs=[Cut()])
@@ -122,7 +123,8 @@ def test_rehearsal_changes_what_is_learnt(hospital, first, tmp_path):
 
 def test_volumes_are_scored_in_millimetres(first, tmp_path):
     for n in (1, 2): write_phantom_nifti(tmp_path/'volumes', number=n)
-    found = run(tmp_path/'volumes', tmp_path/'run', first, private=True)
+    mark(tmp_path/'volumes', private=False, source='synthetic patients')
+    found = run(tmp_path/'volumes', tmp_path/'run', first)
     assert 'volume_error_ml' in read_rows(tmp_path/'run'/'fold_0'/'patients.csv')[0] and found['after']['n'] == 2
 
 
@@ -134,6 +136,27 @@ def test_a_private_cohort_leaves_no_name(hospital, first, tmp_path, capfd):
     said = ''.join(capfd.readouterr())
     written = b''.join(f.read_bytes() for f in (tmp_path/'run').rglob('*') if f.is_file())
     for word in ('lindqvist', 'westclinic'): assert word not in said.lower() and word.encode() not in written.lower()
+
+
+def test_private_rows_stand_in_the_order_of_their_numbers_and_their_slices_are_not_recognised(first, tmp_path):
+    secret = write_phantom_hospital(tmp_path/'keep'/'clinic', n_patients=5, size_px=48, n_slices=4)
+    run(secret, tmp_path/'run', first, private=True)
+    rows = read_rows(tmp_path/'run'/'patients.csv')
+    numbers = [int(r['patient'][1:]) for r in rows if r['model'] == 'before']
+    assert numbers == sorted(numbers) == list(range(1, 6))
+    fingerprints = checkpoint_meta(tmp_path/'run'/'everyone'/'checkpoint.safetensors')['data']
+    bare = [slice_set(some, MADE_BY.prep, progress=False).fingerprint() for some in (find_cases(secret), find_cases(secret)[:1])]
+    assert not {*fingerprints} & {*bare}
+    split = load_card(tmp_path/'run'/'model'/'model.json').facts['split']
+    assert split['train'] == 5 and len(split['keyed']) == 5 and not any('patient' in k for k in split['keyed'])
+
+
+def test_of_few_private_patients_averages_are_told(hospital, first, tmp_path):
+    secret = shutil.copytree(hospital, tmp_path/'keep'/'clinic')
+    run(secret, tmp_path/'run', first, private=True)
+    assert {r['column'] for r in read_rows(tmp_path/'run'/'patients.csv')} == {'dice','precision','recall'}
+    assert not list((tmp_path/'run').glob('fold_*/patients.csv'))
+    run(secret, tmp_path/'run', first, private=True) # still resumable
 
 
 def test_a_private_run_refuses_to_lie_in_the_repository(hospital, first, root):
