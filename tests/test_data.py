@@ -269,9 +269,12 @@ def test_the_thesis_split_leaks_and_shows_it(cohort):
     assert len(train)+len(test)==15 and set(train.patients)&set(test.patients)
 
 
-def test_slices_with_neighbours_cannot_be_taken_apart(cohort, tmp_path):
+def test_slices_that_are_taken_keep_their_neighbours_and_their_order(cohort, tmp_path):
     s = slice_set(cohort, Prep(size_px=32), cache=tmp_path/'c', progress=False)
-    with pytest.raises(ConfigError, match='context=0'): s.take([0])
+    idx = np.array([len(s)-1, 0, s.starts[1], s.starts[1]-1, 3]) # ends of volumes, too
+    taken = s.take(idx)
+    for mine,theirs in zip(batch(taken, np.arange(len(idx))), batch(s, idx)): np.testing.assert_array_equal(mine, theirs)
+    assert taken.patients == tuple(s.patients[i] for i in s.case_of[idx]) and taken.shrunk(16).x.shape == (5,5,16,16)
     assert slice_set(cohort, Prep(size_px=32, context=0), cache=tmp_path/'c', progress=False).take([4,2]).x.shape==(2,3,32,32)
 
 
