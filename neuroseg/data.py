@@ -94,6 +94,7 @@ def slice_set(
     prep:Prep=Prep(), # Settings
     *,
     cache:Path=None, # Folder for the prepared arrays; default: `prepared` in the cache folder
+    salt:str='', # As in `SliceSet`
     progress:bool=True, # Show a bar
 )->SliceSet: # About 0.15 MB a slice at 192 px
     "Prepare every slice of `cases` once and keep the arrays on disk for the next run."
@@ -103,7 +104,7 @@ def slice_set(
         with ThreadPoolExecutor() as ex:
             _store(path, list(tqdm(ex.map(lambda c: prepare_case(c, prep), cases), total=len(cases), desc='prepare', disable=not progress)))
         arrays = _recall(path)
-    return SliceSet(*arrays, tuple(patient_id(c.patient) for c in cases), prep.context)
+    return SliceSet(*arrays, tuple(patient_id(c.patient) for c in cases), prep.context, salt)
 
 # %% ../nbs/08_data.ipynb #c032
 def batch(
@@ -264,7 +265,7 @@ def take(self:SliceSet,
     idx = np.arange(len(self))[idx]
     case = self.case_of[idx]
     x = with_context(self.x, idx, step=self.steps[case], context=self.context, first=self.starts[case], last=self.starts[case+1]-1)
-    return SliceSet(x, self.y[idx], np.arange(len(idx)+1), np.ones(len(idx), int), tuple(map(str, np.array(self.patients)[case])), 0)
+    return SliceSet(x, self.y[idx], np.arange(len(idx)+1), np.ones(len(idx), int), tuple(map(str, np.array(self.patients)[case])), 0, self.salt)
 
 @patch
 def shrunk(self:SliceSet,

@@ -9,7 +9,6 @@ __all__ = ['TUNE', 'ALONE', 'start_weights', 'tuning_recipe', 'joined', 'blend',
            'finetune']
 
 # %% ../nbs/34_finetune.ipynb #c003
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from .evaluate import TorchSegmenter, compare, evaluate_cases, read_rows, summar
 from .export import export_model
 from .fit import card_metrics, check_settings, keep_plan
 from .infer import ModelCard, Segmenter, load_card
-from .privacy import MIN_PATIENTS, averages, check_place, cohort_of, guarded, keyed, opaque, safe_facts, safe_split
+from .privacy import MIN_PATIENTS, check_place, cohort_of, guarded, keyed, opaque, safe_facts, safe_rows, safe_split
 from .splits import case_folds, check_leakage, development, patient_id
 from .train import TrainConfig, config_dict, config_from, stored_config, train
 
@@ -100,7 +99,7 @@ def tune(
     progress:bool=True, # Show bars
 ): # The finished network
     "Go on training from a model's weights."
-    own, watched = (replace(slice_set(some, cfg.prep, progress=progress), salt=salt) for some in (cases, cases[:1])) # one patient's curve shows that it learns; it decides nothing
+    own, watched = (slice_set(some, cfg.prep, salt=salt, progress=progress) for some in (cases, cases[:1])) # one patient's curve shows that it learns; it decides nothing
     return train(cfg, joined(own, rehearse, seed=cfg.seed) if rehearse else own, watched, run, start=start, progress=progress).model
 
 # %% ../nbs/34_finetune.ipynb #c027
@@ -111,13 +110,6 @@ def _model(net, folder, *, card, cfg, name, cohort, cases, extra):
     return export_model(net, folder, name=name, cfg=cfg, card=safe_facts(facts, cohort) | dict(split=safe_split(split, cohort), version='1', licence=card.facts.get('licence'), threshold=card.threshold, pieces=card.pieces,
                         start=dict(name=card.name, version=card.version, sha256=card.facts['sha256']['safetensors'])) | extra)
 
-def _few(cohort): return cohort.private and len(cohort.patients)<MIN_PATIENTS # of so few, what is told of one could be told of somebody
-
-def _told(rows, cohort):
-    "Rows by number as a private run may hold them: in the order of the numbers, since that of the names would give them away."
-    if _few(cohort): return averages(rows, len(cohort.patients))
-    return sorted(rows, key=lambda r: int(r['patient'][1:])) if cohort.private else rows
-
 def tune_fold(
     fold:int, # Whose patients are kept out
     run, # Folder of the whole run
@@ -126,19 +118,17 @@ def tune_fold(
     card:ModelCard, cfg:TrainConfig, # Where it begins, and the recipe
     cohort, # From `privacy.cohort_of`
     rehearse:SliceSet|None, empty:float, progress:bool # As in `finetune`
-)->list: # Rows of the patients that were kept out
+)->list: # Rows of the patients that were kept out, by name; what is written of a private cohort is not
     "Fine-tune on all folds but one and score that one; what is finished is only read."
-    at, number = Path(run)/f'fold_{fold}', opaque(cohort)
-    if (at/'patients.csv').exists(): return read_rows(at/'patients.csv')
+    at, name_of = Path(run)/f'fold_{fold}', {number: name for name,number in opaque(cohort).items()}
+    if (at/'patients.csv').exists(): return [r | dict(patient=name_of[r['patient']]) for r in read_rows(at/'patients.csv')]
     learn_from,score_on = ([c for c in cases if (fold_of[patient_id(c.patient)]==fold)==side] for side in (False, True))
     check_leakage([c.patient for c in learn_from], [c.patient for c in score_on])
     net = tune(learn_from, at, cfg=cfg, start=start_weights(card), rehearse=rehearse, salt=keyed(cohort, ''), progress=progress)
     judged = TorchSegmenter(net, cfg.prep, threshold=card.threshold, pieces=card.pieces)
-    rows = evaluate_cases(score_on, judged, empty=empty, progress=False)
-    found = [dict(fold=fold) | {k: v for k,v in r.items() if k not in ('case','institution')} | dict(patient=number[r['patient']]) for r in rows]
-    if _few(cohort): return found # nothing is written of a single one
-    write_rows(at/'patients.csv', found)
-    return read_rows(at/'patients.csv')
+    rows = [dict(fold=str(fold)) | r for r in evaluate_cases(score_on, judged, empty=empty, progress=False)]
+    if not cohort.private or len(cohort.patients)>=MIN_PATIENTS: write_rows(at/'patients.csv', safe_rows(rows, cohort)) # of so few, what is told of one could be told of somebody
+    return rows
 
 # %% ../nbs/34_finetune.ipynb #c030
 def expectation(
@@ -171,14 +161,14 @@ def finetune(
 # %% ../nbs/34_finetune.ipynb #c034
 def _finetune(run, card, cohort, cfg, rehearse, name, empty, threads, progress):
     "The work of `finetune`."
-    cases, number = development(list(cohort.cases)), opaque(cohort)
+    cases = development(list(cohort.cases))
     fold_of, kept = deal(cases), slice_set(development(find_cases(rehearse)), cfg.prep, progress=progress) if rehearse else None
     print_hash = keyed(cohort, hash_files(f for c in cases for f in (*c.images, *c.masks) if f))
     keep_plan(run, dict(recipe=config_dict(cfg), start=card.facts['sha256'], data_hash=print_hash, rehearsed=kept.fingerprint() if kept else None))
     if (run/'run.json').exists(): return read_json(run/'summary.json')
     same = dict(cases=cases, fold_of=fold_of, card=card, cfg=cfg, cohort=cohort, rehearse=kept, empty=empty, progress=progress)
     with record_run(safe_facts(dict(recipe=config_dict(cfg), start=card.name, cohort=cohort.facts), cohort), print_hash) as rec:
-        before = [r | dict(patient=number[r['patient']]) for r in evaluate_cases(cases, Segmenter(card, threads=threads), empty=empty, progress=progress)]
+        before = evaluate_cases(cases, Segmenter(card, threads=threads), empty=empty, progress=progress)
         after = [r for k in sorted(set(fold_of.values())) for r in tune_fold(k, run, **same)]
         said = {k: summary_of(rows, empty=empty, split=what, seeds=cfg.seed) for k,rows,what in (('before', before, 'the model before fine-tuning'), ('after', after, 'each patient scored by a network fine-tuned on others'))}
         found = dict(said, gain=compare(before, after))
@@ -187,7 +177,7 @@ def _finetune(run, card, cohort, cfg, rehearse, name, empty, threads, progress):
         metrics = card_metrics({f'{k} fine-tuning': s for k,s in said.items()})
         _model(net, run/'model', card=card, cfg=cfg, name=name, cohort=cohort, cases=cases, extra=dict(metrics=safe_facts(metrics, cohort)))
         rows = [dict(model=k, patient=r['patient'], dice=r['dice'], precision=r['precision'], recall=r['recall']) for k,rows in (('before', before), ('after', after)) for r in rows]
-        write_rows(run/'patients.csv', _told(rows, cohort))
+        write_rows(run/'patients.csv', safe_rows(rows, cohort))
         write_json(run/'summary.json', safe_facts(jsonable(found), cohort))
     rec.save(run/'run.json')
     return found

@@ -179,10 +179,6 @@ def _held(folder, run, layout, private):
     if cohort.private and len(cohort.patients)<MIN_PATIENTS: raise ConfigError(f'{len(cohort.patients)} patient(s) of a private cohort are too few to train on and score: what is told of fewer than {MIN_PATIENTS} could be one of them')
     return cohort
 
-def _slices(cases, cfg, here, progress):
-    "Prepared slices that only the owner of a private cohort can recognise by their fingerprint."
-    return replace(slice_set(cases, cfg.prep, progress=progress), salt=keyed(here, ''))
-
 def _whose(cohort): return dict(cohort=cohort.facts) if cohort.private else {} # For the record of a run
 
 # %% ../nbs/20_fit.ipynb #c037
@@ -210,7 +206,7 @@ def _fit(cohort, run, cfg, fold, name, empty, threads, progress):
     if (run/'run.json').exists(): return read_json(run/'summary.json')
     here, scored = at_home(cohort, run), replace(cohort, cases=tuple(test_cases))
     with record_run(dict(recipe=config_dict(cfg), fold=fold, name=name, empty=empty) | _whose(here), whole) as rec:
-        nets,seeds,seconds = train_members(cfg, *(_slices(cases, cfg, here, progress) for cases in (train_cases, test_cases)), run, progress=progress)
+        nets,seeds,seconds = train_members(cfg, *(slice_set(cases, cfg.prep, salt=keyed(here, ''), progress=progress) for cases in (train_cases, test_cases)), run, progress=progress)
         card = write_model(nets, run, name=name, cfg=cfg, split=split, data=data, cohort=cohort)
         segmenter = Segmenter(card, threads=threads)
         rows,summaries = score_fold(test_cases, segmenter, empty=empty, split=f"fold {fold}, patients that were not trained on", seeds=seeds,
@@ -294,7 +290,7 @@ def _fit_everyone(cohort, run, scores, judged, name, progress):
     fold_of = case_folds(cases)
     with record_run(dict(recipe=config_dict(cfg), fold=None, name=name) | _whose(here), whole) as rec:
         watched = [c for c in cases if fold_of[patient_id(c.patient)]==judged['folds'][0]] # learnt from, so that its curve is no score
-        nets,_,seconds = train_members(cfg, *(_slices(cs, cfg, here, progress) for cs in (cases, watched)), run, progress=progress)
+        nets,_,seconds = train_members(cfg, *(slice_set(cs, cfg.prep, salt=keyed(here, ''), progress=progress) for cs in (cases, watched)), run, progress=progress)
         card = write_model(nets, run, name=name, cfg=cfg, split=split, data=data, cohort=cohort)
         write_json(card, read_json(card) | dict(metrics=safe_facts(card_metrics(read_json(scores/'summary.json')), cohort), seconds=round(seconds)))
     rec.save(run/'run.json')

@@ -390,16 +390,16 @@ def _tuning_answer(n):
     "The paragraph at the end of study 25, advice to a hospital."
     own, zero, g, t, old, lost = n['arms']['fine-tuned, one left out'], n['arms']['shipped model'], n['gain'], n['thesis_protocol'], n['forgetting']['first'], n['lost']
     span = lambda s: f"{s['mean_ci95'][0]:.3f} to {s['mean_ci95'][1]:.3f}"
-    remedies = {k: v for k,v in lost.items() if k!='fine-tuned'}
-    least, points = min(remedies, key=remedies.get), ', '.join(f"{k}: {v['mean']:.3f}" for k,v in n['curve'].items())
-    picked = max(n['shift'], key=n['shift'].get)
+    remedies = '; '.join(f"{k}: {v:+.3f} lost, {n['forgetting']['new'][k]:.3f} on the new cohort" for k,v in lost.items() if k!='fine-tuned')
+    points = ', '.join(f"{k}: {v['mean']:.3f}" for k,v in n['curve'].items())
+    picked = max((k for k in n['shift'] if k!='as it is'), key=n['shift'].get)
     return (f"On {zero['n']} patients of a cohort that it has never met the shipped model has a mean Dice of {zero['mean']:.3f} ({span(zero)}). Fine-tuned on the others, each patient left out once, it has {own['mean']:.3f} ({span(own)}), median {own['median']:.3f}: "
         f"{g['gain']:+.3f} ({g['gain_ci95'][0]:+.3f} to {g['gain_ci95'][1]:+.3f}), better for {g['n_better']} and worse for {g['n_worse']}. By the number of patients outlined the mean is {points}. "
         f"Layers, rate and length chosen without the patients that are scored ({', '.join(f'`{k}` for {v}' for k,v in n['chosen'].items())} of {sum(n['chosen'].values())} groups) give {n['arms']['fine-tuned, settings chosen']['mean']:.3f}, the settings that `finetune` has anyway {n['arms']['fine-tuned']['mean']:.3f} on the same groups. "
         f"Begun from ImageNet the same patients give {n['arms']['from ImageNet']['mean']:.3f} and from nothing {n['arms']['from scratch']['mean']:.3f}. "
         f"By the thesis' protocol, slices divided at random, the score is {t['slices at random']:.3f}; on the same slices with patients kept apart it is {t['patients apart, the same slices']:.3f}, so the split gives {n['split_gives']:+.3f}; a predictor that sees no image reaches {t['slices at random, no image']:.3f} by it. "
-        f"On patients of the first cohort that the network never met, the mean falls from {old['before']:.3f} to {old['fine-tuned']:.3f}; of the remedies `{least}` loses least ({lost[least]:+.3f}, and {n['forgetting']['new'][least]:.3f} on the new cohort against {n['forgetting']['new']['fine-tuned']:.3f}). "
-        f"Changing the input alone closes little: the best of {len(n['shift'])}, `{picked}`, has {n['shift'][picked]:.3f}, picked with hindsight. On whole volumes the median error falls from {n['volumes']['as it is']['error_ml']:.0f} to {n['volumes']['fine-tuned']['error_ml']:.0f} mL. "
+        f"On patients of the first cohort that the network never met, the mean goes from {old['before']:.3f} to {old['fine-tuned']:.3f} ({lost['fine-tuned']:+.3f} lost, {n['forgetting']['new']['fine-tuned']:.3f} on the new cohort). The remedies: {remedies}. "
+        f"Before any fine-tuning the network that is tuned has {n['shift']['as it is']:.3f}; of {len(n['shift'])-1} changes of its input or its statistics the best, picked with hindsight, is `{picked}` with {n['shift'][picked]:.3f}. On whole volumes the median error goes from {n['volumes']['as it is']['error_ml']:.0f} to {n['volumes']['fine-tuned']['error_ml']:.0f} mL. "
         f"Who gets hold of a fine-tuned model tells by its loss who was in it with an area under the curve of {n['membership']['auc']:.2f}; one half would be a coin.")
 
 # %% ../nbs/16_report.ipynb #c063

@@ -248,6 +248,7 @@ class LowRank(nn.Module):
         self.b = nn.Parameter(torch.zeros(len(weight), rank))
     def forward(self, weight): return weight + (self.b@self.a).view_as(weight)
 
+# %% ../nbs/11_train.ipynb #c057
 def add_low_rank(
     model:nn.Module, # A network
     rank:int=4, # Of each difference
@@ -257,6 +258,7 @@ def add_low_rank(
         if isinstance(m, nn.Conv2d) and m.groups==1 and min(m.weight.flatten(1).shape)>2*rank: register_parametrization(m, 'weight', LowRank(m.weight, rank))
     return model
 
+# %% ../nbs/11_train.ipynb #c060
 def merge_low_rank(
     model:nn.Module, # From `add_low_rank`
 )->nn.Module: # The same module, with as many weights as before
@@ -265,7 +267,7 @@ def merge_low_rank(
         if is_parametrized(m, 'weight'): remove_parametrizations(m, 'weight', leave_parametrized=True)
     return model
 
-# %% ../nbs/11_train.ipynb #c059
+# %% ../nbs/11_train.ipynb #c063
 def open_layers(
     model:nn.Module, # A network
     layers:str, # 'all'; 'decoder': all but the encoder; 'head': the last convolution; 'norm': scales and shifts of batch normalisation; 'low_rank': see `add_low_rank`
@@ -279,7 +281,7 @@ def open_layers(
     if not any(p.requires_grad for p in model.parameters()): raise ConfigError(f"open_layers: this network has no layers that are called {layers!r}; choose 'all'")
     return model
 
-# %% ../nbs/11_train.ipynb #c062
+# %% ../nbs/11_train.ipynb #c066
 def make_learner(
     cfg:TrainConfig,
     train_set:SliceSet,
@@ -303,7 +305,7 @@ def make_learner(
     if cfg.precision=='bfloat16': cbs.append(BFloat16())
     return Learner(dls, model, LOSSES[cfg.loss](), opt_func=opt, lr=cfg.lr, wd=cfg.wd, metrics=[PooledDice(), ThesisDice()], cbs=cbs)
 
-# %% ../nbs/11_train.ipynb #c067
+# %% ../nbs/11_train.ipynb #c071
 LRFound = namedtuple('LRFound', 'lr lrs losses')
 
 def find_lr(
@@ -321,7 +323,7 @@ def find_lr(
         found = learn.lr_find(start_lr=lr_from, end_lr=lr_to, num_it=n_steps, show_plot=False)
     return LRFound(found.valley, np.array(learn.recorder.lrs), np.array([float(l) for l in learn.recorder.losses]))
 
-# %% ../nbs/11_train.ipynb #c072
+# %% ../nbs/11_train.ipynb #c076
 def save_weights(
     learn:Learner,
     path:Path, # `.safetensors`
@@ -331,7 +333,7 @@ def save_weights(
     w = learn.weight_average.avg if hasattr(learn,'weight_average') else learn.model.state_dict()
     with atomic_path(path) as tmp: tmp.write_bytes(st.save({k:v.detach().cpu().contiguous() for k,v in w.items()}))
 
-# %% ../nbs/11_train.ipynb #c076
+# %% ../nbs/11_train.ipynb #c080
 def float_weights(
     state:dict, # Name to tensor; under NAME.step what one step of an int8 tensor is worth, see `export.byte_weights`
 )->dict: # Name to tensor, floating-point numbers as float32
@@ -339,7 +341,7 @@ def float_weights(
     real = {k: v*state[f'{k}.step'] if f'{k}.step' in state else v for k,v in state.items() if not k.endswith('.step')}
     return {k: v.float() if v.is_floating_point() else v for k,v in real.items()}
 
-# %% ../nbs/11_train.ipynb #c079
+# %% ../nbs/11_train.ipynb #c083
 @contextmanager
 def _opening(path, is_what):
     "Turn what a damaged or foreign safetensors file raises into one sentence."
@@ -361,7 +363,7 @@ def load_weights(
     model.load_state_dict(w)
     return model.eval()
 
-# %% ../nbs/11_train.ipynb #c082
+# %% ../nbs/11_train.ipynb #c086
 def learner_state(
     learn:Learner,
 )->dict: # Name to tensor
@@ -371,7 +373,7 @@ def learner_state(
     if hasattr(learn, 'weight_average'): out |= {f'avg.{k}':v for k,v in learn.weight_average.avg.items()}
     return {k:v.detach().cpu().contiguous() for k,v in out.items()}
 
-# %% ../nbs/11_train.ipynb #c086
+# %% ../nbs/11_train.ipynb #c090
 def save_checkpoint(
     learn:Learner,
     path:Path, # `.safetensors`
@@ -382,14 +384,14 @@ def save_checkpoint(
     if hasattr(learn, 'weight_average'): meta = {**meta, 'avg_n':learn.weight_average.n}
     with atomic_path(path) as tmp: tmp.write_bytes(st.save(learner_state(learn), metadata={'run':json.dumps(meta)}))
 
-# %% ../nbs/11_train.ipynb #c088
+# %% ../nbs/11_train.ipynb #c092
 def checkpoint_meta(
     path:Path, # `.safetensors` written by `save_checkpoint`
 )->dict: # Its facts
     "What a checkpoint says about itself, without loading a tensor."
     with _opening(path, 'a checkpoint') as st, st.safe_open(path, 'pt') as f: return json.loads(f.metadata()['run'])
 
-# %% ../nbs/11_train.ipynb #c090
+# %% ../nbs/11_train.ipynb #c094
 def _like(v, ref):
     "`v` with the device and memory layout of `ref`, so that arithmetic runs in the same order as before."
     return torch.empty_like(ref, dtype=v.dtype).copy_(v) if v.shape==ref.shape else v
@@ -415,7 +417,7 @@ def load_checkpoint(
     if hasattr(learn, 'weight_average'): learn.weight_average.avg,learn.weight_average.n = {k:_like(v, weights[k]) for k,v in part('avg.').items()},meta['avg_n']
     return meta
 
-# %% ../nbs/11_train.ipynb #c092
+# %% ../nbs/11_train.ipynb #c096
 def write_history(
     path:Path, # `history.csv`
     rows:list, # One dict an epoch
@@ -432,7 +434,7 @@ def read_history(
     except OSError as e: raise InputError(f"`{Path(path).name}` cannot be read; expected the log of a training in `{Path(path).parent.name}`") from e
     return [{k: int(v) if k=='epoch' else float(v) for k,v in row.items()} for row in csv.DictReader(text.splitlines())]
 
-# %% ../nbs/11_train.ipynb #c094
+# %% ../nbs/11_train.ipynb #c098
 class Checkpoint(Callback):
     "After each epoch: one row of history.csv, a checkpoint to resume from, the best weights, and early stopping."
     order = 60
@@ -450,7 +452,7 @@ class Checkpoint(Callback):
         names,values = self.recorder.metric_names[1:-1], self.recorder.log[1:]
         return {'epoch':self.epoch, **dict(zip(names, map(float,values))), 'train_s':round(self.train_s,1)}
 
-# %% ../nbs/11_train.ipynb #c097
+# %% ../nbs/11_train.ipynb #c101
 @patch
 def after_epoch(self:Checkpoint):
     if self.epoch<self.start: return # fastai runs through the finished epochs without training
@@ -467,7 +469,7 @@ def after_epoch(self:Checkpoint):
         'smooth':[mean.count, float(mean.val)], 'config':config_dict(self.cfg), 'data':self.data})
     if self.cfg.patience and self.epoch-self.best['epoch']>=self.cfg.patience: raise CancelFitException
 
-# %% ../nbs/11_train.ipynb #c104
+# %% ../nbs/11_train.ipynb #c108
 def resume(
     learn:Learner, # As `make_learner` makes it
     folder:Path, # Of the run
@@ -484,7 +486,7 @@ def resume(
     if meta.get('data') not in (None, data): raise RunError(f"train: `{path.parent.name}` holds a checkpoint of a training on other slices; choose another folder or delete it")
     return load_checkpoint(learn, path)
 
-# %% ../nbs/11_train.ipynb #c107
+# %% ../nbs/11_train.ipynb #c111
 def finished(
     meta:dict|None, # Facts of a checkpoint
     cfg:TrainConfig,
@@ -493,7 +495,7 @@ def finished(
     if not meta: return False
     return meta['next_epoch']>=cfg.epochs or bool(cfg.patience and meta['next_epoch']-1-meta['best']['epoch']>=cfg.patience)
 
-# %% ../nbs/11_train.ipynb #c109
+# %% ../nbs/11_train.ipynb #c113
 def hand_out(
     learn:Learner,
     folder:Path, # Of the run
@@ -508,7 +510,7 @@ def hand_out(
     learn.model.eval()
     return learn
 
-# %% ../nbs/11_train.ipynb #c112
+# %% ../nbs/11_train.ipynb #c116
 @contextmanager
 def _quiet(learn, progress):
     "No bars and rows if not wanted; an error of ours without fastai's remark on the callback; no autocast left open."
@@ -546,7 +548,7 @@ def train(
         with _quiet(learn, progress): fit(cfg.epochs, cfg.lr, cbs=[Checkpoint(folder, cfg, first, meta, data), *cbs], start_epoch=first)
     return hand_out(learn, folder, cfg)
 
-# %% ../nbs/11_train.ipynb #c136
+# %% ../nbs/11_train.ipynb #c140
 class ZeroMean(nn.Module):
     "[0, 1] to about zero mean and unit spread, as ImageNet encoders were trained."
     def forward(self, x): return (x-.5)*4

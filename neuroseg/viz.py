@@ -583,7 +583,7 @@ def trade_off(
     means = as_frame(rows).pivot_table(index='arm', columns='cohort', values='dice', sort=False)
     fig, ax = new_figure(height_in=3.)
     for i,(arm,r) in enumerate(means.iterrows()):
-        ax.plot(r[across[0]], r[up[0]], 'o', ms=7, mec='white', mew=.6, color=colour(SERIES[i % len(SERIES)]), label=arm)
+        ax.plot(r[across[0]], r[up[0]], 'o', ms=7, mec='white', mew=.6, color=colour(SERIES[i % len(SERIES)]))
         ax.annotate(arm, (r[across[0]], r[up[0]]), (6,5), textcoords='offset points', fontsize=8.5)
     ax.margins(.25)
     ax.set(xlabel=f'mean Dice, {across[1]}', ylabel=f'mean Dice,\n{up[1]}')
