@@ -6,11 +6,11 @@ Docs: https://neuroseg.github.io/neuroseg/models.html.md"""
 
 # %% auto #0
 __all__ = ['MODELS', 'LITE0_SHA256', 'register', 'build_model', 'count_parameters', 'ThesisBlock', 'ThesisUnet', 'thesis_unet',
-           'imagenet_lite0', 'widen_stem', 'depthwise_input_grad', 'depthwise_weight_grad', 'DepthwiseFunction',
-           'DepthwiseConv', 'lite0_encoder', 'UpBlock', 'FastUnet', 'fast_unet', 'fast_narrow', 'fast_wide', 'Remixed',
-           'fast_grey', 'fast_flair', 'trial_unet']
+           'thesis_quarter', 'imagenet_lite0', 'widen_stem', 'depthwise_input_grad', 'depthwise_weight_grad',
+           'DepthwiseFunction', 'DepthwiseConv', 'lite0_encoder', 'UpBlock', 'FastUnet', 'fast_unet', 'fast_narrow',
+           'fast_wide', 'Remixed', 'fast_grey', 'fast_flair', 'trial_unet']
 
-# %% ../nbs/10_models.ipynb #c002
+# %% ../nbs/10_models.ipynb #c003
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 
 from .core import ConfigError, DataError, ShapeError, need, sha256_file
 
-# %% ../nbs/10_models.ipynb #c006
+# %% ../nbs/10_models.ipynb #c007
 MODELS = {} # name to builder; `neuroseg.train` adds fastai's `dynamic`
 
 def register(
@@ -30,7 +30,7 @@ def register(
     def _add(f): MODELS[name] = f; return f
     return _add
 
-# %% ../nbs/10_models.ipynb #c008
+# %% ../nbs/10_models.ipynb #c009
 def build_model(
     name:str, # A key of `MODELS`
     *,
@@ -41,7 +41,7 @@ def build_model(
     if name not in MODELS: raise ConfigError(f"build_model: no network is called {name!r}; choose one of {', '.join(sorted(MODELS))} (`import neuroseg.train` adds 'dynamic')")
     return MODELS[name](n_in=n_in, pretrained=pretrained)
 
-# %% ../nbs/10_models.ipynb #c011
+# %% ../nbs/10_models.ipynb #c012
 def count_parameters(
     model:nn.Module, # Any network
 )->dict: # total, trainable
@@ -49,7 +49,7 @@ def count_parameters(
     trainable = sum(p.numel() for p in model.parameters())
     return dict(total=trainable + sum(b.numel() for b in model.buffers() if b.is_floating_point()), trainable=trainable)
 
-# %% ../nbs/10_models.ipynb #c014
+# %% ../nbs/10_models.ipynb #c015
 class ThesisBlock(nn.Sequential):
     "Two 3x3 convolutions with ReLU; batch normalisation after the second only, with Keras' constants."
     def __init__(self, n_in, n_out):
@@ -57,7 +57,7 @@ class ThesisBlock(nn.Sequential):
                          nn.Conv2d(n_out, n_out, 3, padding=1), nn.ReLU(inplace=True),
                          nn.BatchNorm2d(n_out, eps=1e-3, momentum=.01))
 
-# %% ../nbs/10_models.ipynb #c017
+# %% ../nbs/10_models.ipynb #c018
 class ThesisUnet(nn.Module):
     "The plain U-Net of the thesis (Ronneberger et al. 2015): 64 to 1024 filters, 31,042,369 parameters with one input channel."
     def __init__(self, n_in=1, widths=(64,128,256,512,1024)):
@@ -72,7 +72,7 @@ class ThesisUnet(nn.Module):
     def _keras_init(m):
         if isinstance(m, (nn.Conv2d,nn.ConvTranspose2d)): nn.init.xavier_uniform_(m.weight); nn.init.zeros_(m.bias)
 
-# %% ../nbs/10_models.ipynb #c023
+# %% ../nbs/10_models.ipynb #c024
 @patch
 def forward(self:ThesisUnet, x):
     "`(B,n_in,H,W)` to logits `(B,1,H,W)`; sides must divide by 16."
@@ -84,13 +84,18 @@ def forward(self:ThesisUnet, x):
     for up,dec,skip in zip(self.up, self.dec, skips[-2::-1]): x = dec(torch.cat([up(x), skip], 1))
     return self.head(x)
 
-# %% ../nbs/10_models.ipynb #c026
+# %% ../nbs/10_models.ipynb #c027
 @register('thesis')
 def thesis_unet(n_in=1, pretrained=False): # There are no ImageNet weights for it; `pretrained` is ignored
     "The thesis' network by name."
     return ThesisUnet(n_in)
 
-# %% ../nbs/10_models.ipynb #c030
+@register('thesis_quarter')
+def thesis_quarter(n_in=1, pretrained=False):
+    "The thesis' network with a quarter of its filters."
+    return ThesisUnet(n_in, widths=(16,32,64,128,256))
+
+# %% ../nbs/10_models.ipynb #c031
 LITE0_SHA256 = '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db'
 
 def imagenet_lite0(
@@ -109,7 +114,7 @@ def imagenet_lite0(
     encoder.load_state_dict({**ours, **dict(zip(names, theirs))})
     return encoder
 
-# %% ../nbs/10_models.ipynb #c034
+# %% ../nbs/10_models.ipynb #c035
 def widen_stem(
     conv:nn.Conv2d, # First convolution, three input channels
     n_in:int, # Channels wanted
@@ -119,7 +124,7 @@ def widen_stem(
     with torch.no_grad(): out.weight.copy_(conv.weight.mean(1, keepdim=True).expand(-1, n_in, -1, -1)*3/n_in)
     return out
 
-# %% ../nbs/10_models.ipynb #c038
+# %% ../nbs/10_models.ipynb #c039
 def depthwise_input_grad(
     g:torch.Tensor, # Gradient of the output `(B,C,h,w)`
     w:torch.Tensor, # Filters `(C,1,k,k)`
@@ -137,7 +142,7 @@ def depthwise_input_grad(
     (H,W),(h,v) = size, full.shape[-2:]
     return F.pad(full, (-padding, padding+W-v, -padding, padding+H-h))
 
-# %% ../nbs/10_models.ipynb #c041
+# %% ../nbs/10_models.ipynb #c042
 def depthwise_weight_grad(
     g:torch.Tensor, # Gradient of the output `(B,C,h,w)`
     x:torch.Tensor, # Input `(B,C,H,W)`
@@ -151,7 +156,7 @@ def depthwise_weight_grad(
     back = torch.ops.aten.convolution_backward
     return back(g, x, wide, None, [stride]*2, [padding]*2, [1,1], False, [0,0], len(w), [False,True,False])[1].to(w.dtype)
 
-# %% ../nbs/10_models.ipynb #c043
+# %% ../nbs/10_models.ipynb #c044
 class DepthwiseFunction(torch.autograd.Function):
     "A depthwise convolution with the two gradients above."
     @staticmethod
@@ -164,7 +169,7 @@ class DepthwiseFunction(torch.autograd.Function):
         x,w = ctx.saved_tensors
         return depthwise_input_grad(g, w, x.shape[-2:], *ctx.geometry), depthwise_weight_grad(g, x, w, *ctx.geometry), None, None
 
-# %% ../nbs/10_models.ipynb #c046
+# %% ../nbs/10_models.ipynb #c047
 class DepthwiseConv(nn.Conv2d):
     "A depthwise convolution that learns fast in bfloat16 on a CPU."
     own_gradients = True # False: PyTorch's, to compare
@@ -180,7 +185,7 @@ class DepthwiseConv(nn.Conv2d):
         if self.own_gradients and x.dtype==torch.bfloat16 and x.device.type=='cpu' and torch.is_grad_enabled(): return DepthwiseFunction.apply(x, self.weight.to(x.dtype), stride, padding)
         return F.conv2d(x, self.weight, None, stride, padding, 1, self.groups)
 
-# %% ../nbs/10_models.ipynb #c048
+# %% ../nbs/10_models.ipynb #c049
 def lite0_encoder(
     n_in:int=5, # Channels of the input
     pretrained:bool=True, # Start from ImageNet
@@ -197,7 +202,7 @@ def lite0_encoder(
         if hasattr(m, 'conv_dw'): m.conv_dw = DepthwiseConv(m.conv_dw)
     return encoder
 
-# %% ../nbs/10_models.ipynb #c050
+# %% ../nbs/10_models.ipynb #c051
 class UpBlock(nn.Module):
     "Double the size, join the encoder's features, two convolutions."
     def __init__(self, n_in, n_skip, n_out):
@@ -207,7 +212,7 @@ class UpBlock(nn.Module):
     def forward(self, x, skip):
         return self.convs(torch.cat([F.interpolate(x, size=skip.shape[-2:], mode='nearest'), skip], 1))
 
-# %% ../nbs/10_models.ipynb #c053
+# %% ../nbs/10_models.ipynb #c054
 class FastUnet(nn.Module):
     "EfficientNet-lite0 encoder, narrow decoder, logits at half resolution brought up bilinearly."
     def __init__(self, n_in=5, pretrained=True, widths=(128,64,48,32)):
@@ -222,13 +227,13 @@ class FastUnet(nn.Module):
         for up,skip in zip(self.up, feats[-2::-1]): y = up(y, skip)
         return F.interpolate(self.head(y), size=x.shape[-2:], mode='bilinear', align_corners=False)
 
-# %% ../nbs/10_models.ipynb #c057
+# %% ../nbs/10_models.ipynb #c058
 @register('fast')
 def fast_unet(n_in=5, pretrained=True):
     "The CPU recipe's network by name."
     return FastUnet(n_in, pretrained)
 
-# %% ../nbs/10_models.ipynb #c063
+# %% ../nbs/10_models.ipynb #c064
 @register('fast_narrow')
 def fast_narrow(n_in=5, pretrained=True):
     "`fast` with half the decoder."
@@ -239,7 +244,7 @@ def fast_wide(n_in=5, pretrained=True):
     "`fast` with twice the decoder."
     return FastUnet(n_in, pretrained, widths=(256,128,96,64))
 
-# %% ../nbs/10_models.ipynb #c065
+# %% ../nbs/10_models.ipynb #c066
 class Remixed(nn.Module):
     "A network behind a fixed mix of the input's channels."
     def __init__(self,
@@ -263,7 +268,7 @@ def fast_flair(n_in=5, pretrained=True):
     "`fast` on FLAIR and its neighbours, without the other sequences."
     return Remixed(FastUnet(n_in-2, pretrained), torch.eye(n_in)[[1, *range(3, n_in)]])
 
-# %% ../nbs/10_models.ipynb #c069
+# %% ../nbs/10_models.ipynb #c070
 @register('trial')
 def trial_unet(n_in=5, pretrained=True):
     "The thesis' network with four filters in place of sixty-four, for smoke runs."

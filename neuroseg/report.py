@@ -255,31 +255,38 @@ def _protocol_audit(run):
     scores, splits, choices = (table(run, name) for name in ('scores', 'splits', 'choices'))
     net = scores[(scores['predictor']=='network') & scores['dice'].notna()]
     def corner(f): r = f.iloc[0]; return {k: r[k] for k in ('checkpoint','grid','unit','empty')} | dict(dice=float(r['dice']))
-    n = dict(splits=splits.to_dict('records'), n_scores=len(net))
-    for split,g in net.groupby('split', sort=False):
+    n = dict(splits=splits.to_dict('records'), n_scores=len(net), networks={})
+    for (network,split),g in net.groupby(['network','split'], sort=False):
         g = g.sort_values('dice', kind='stable')
-        usual = choices[(choices['split']==split) & (choices['is_thesis']==1)]['dice'].iloc[0]
+        usual = choices[(choices['network']==network) & (choices['split']==split) & (choices['is_thesis']==1)]['dice'].iloc[0]
         honest = float(g.query("checkpoint=='last epoch' and grid=='original' and unit=='patient' and empty=='counts 1'")['dice'].iloc[0])
-        n[split] = dict(usual=float(usual), honest=honest, lowest=corner(g), highest=corner(g[::-1]), spread=float(g['dice'].max()-g['dice'].min()))
+        n['networks'].setdefault(network, {})[split] = dict(usual=float(usual), honest=honest, lowest=corner(g), highest=corner(g[::-1]), spread=float(g['dice'].max()-g['dice'].min()))
     blind = scores[scores['predictor']!='network']
     n['blind'] = {split: {p: {u: float(v['dice'].iloc[0]) for u,v in h[(h['grid']=='128 px, soft') & (h['empty']=='counts 1')].groupby('unit', sort=False)} for p,h in g.groupby('predictor', sort=False)} for split,g in blind.groupby('split', sort=False)}
     return n | dict(headline=_audit_headline(n), answer=_audit_answer(n))
 
 def _audit_headline(n):
     "One sentence for the index."
-    a, b = n['slices at random'], n['patients apart']
+    a, b = (next(iter(n['networks'].values()))[s] for s in ('slices at random', 'patients apart'))
     return f"The same recipe scores {a['usual']:.3f} on slices drawn at random and {b['usual']:.3f} on patients it has not met by the same ruler; one training's score moves by {100*max(a['spread'], b['spread']):.0f} points with the ruler and the choice of the epoch."
+
+def _audit_other(one):
+    "The sentence on a further network."
+    name,scores = one
+    a, b = scores['slices at random'], scores['patients apart']
+    return f"The network `{name}`, trained alike, scores {a['usual']:.3f} and {b['usual']:.3f}, and its two trainings move over {100*a['spread']:.0f} and {100*b['spread']:.0f} points; patient by patient on the scanner's grid the one that kept patients apart has {b['honest']:.3f}. "
 
 def _audit_answer(n):
     "The paragraph at the end of study 22."
-    a, b, blind = n['slices at random'], n['patients apart'], n['blind']
+    (first,scores), *others = n['networks'].items()
+    a, b, blind = scores['slices at random'], scores['patients apart'], n['blind']
     words = lambda c: f"{c['dice']:.3f} ({c['unit']}, two empty masks: {c['empty']}, {c['grid']}, {c['checkpoint']})"
     s = n['splits'][0]
-    return (f"By the thesis' ruler (soft masks of 128 pixels pooled over batches of 32, the epoch that did best on the test slices) the network that learnt from slices drawn at random scores {a['usual']:.3f}, and the same recipe {b['usual']:.3f} on patients it has not met. "
+    return (f"By the thesis' ruler (soft masks of 128 pixels pooled over batches of 32, the epoch that did best on the test slices) the network `{first}` that learnt from slices drawn at random scores {a['usual']:.3f}, and the same recipe {b['usual']:.3f} on patients it has not met. "
         f"{s['shared_patients']} of the {s['test_patients']} patients of the random test slices were also learnt from. With no other training, by the ruler and the choice of the epoch alone, the first network's score runs from {words(a['lowest'])} to {words(a['highest'])}, a spread of {100*a['spread']:.0f} Dice points, "
-        f"the second's over {100*b['spread']:.0f}. A predictor that sees no image and copies neighbouring masks scores {blind['slices at random']['neighbouring masks']['batch of 32']:.3f} by the thesis' ruler on random slices and {blind['patients apart']['neighbouring masks']['batch of 32']:.3f} on separate patients; "
+        f"the second's over {100*b['spread']:.0f}. {''.join(map(_audit_other, others))}A predictor that sees no image and copies neighbouring masks scores {blind['slices at random']['neighbouring masks']['batch of 32']:.3f} by the thesis' ruler on random slices and {blind['patients apart']['neighbouring masks']['batch of 32']:.3f} on separate patients; "
         f"predicting nothing at all scores {blind['slices at random']['nothing']['slice']:.3f} where slices are averaged and two empty masks count 1. "
-        f"Patient by patient, on the scanner's grid, after the last epoch, the second network's mean is {b['honest']:.3f}. So a Dice is comparable to another only when split, unit, rule for empty masks, grid and choice of the epoch are the same, and of these the split matters for what a hospital wants to know.")
+        f"Patient by patient, on the scanner's grid, after the last epoch, the mean of `{first}` on patients it has not met is {b['honest']:.3f}. So a Dice is comparable to another only when split, unit, rule for empty masks, grid and choice of the epoch are the same, and of these the split matters for what a hospital wants to know.")
 
 # %% ../nbs/16_report.ipynb #c051
 def error_kind(

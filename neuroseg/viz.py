@@ -650,6 +650,7 @@ def choice_dots(
     rows, # factor, level, split, dice, is_thesis
     *,
     by:str='split', # Column told apart by colour
+    panels:str|None=None, # Column with a panel for each of its values; None: one panel
     reference:float|None=None, # A line
 ): # Figure
     "The score under each choice, one factor after the other."
@@ -658,13 +659,16 @@ def choice_dots(
     gap = (levels['factor']!=levels['factor'].shift()).cumsum()-1
     y = levels.index + .6*gap
     at = dict(zip(zip(levels['factor'], levels['level']), y))
-    fig, ax = new_figure(height_in=.8+.2*y.max())
-    for ink,(name,g) in zip(SERIES, f.groupby(by, sort=False)):
-        ax.plot(g['dice'], [at[k] for k in zip(g['factor'], g['level'])], 'o', ms=6, color=colour(ink), mec='white', mew=.5, label=name)
-    if reference is not None: ax.axvline(reference, color=colour('grey'), lw=1, ls='--')
-    ax.set(yticks=y, yticklabels=[f"{r['factor']}: {r['level']}{' *' if r['is_thesis'] else ''}" for _,r in levels.iterrows()], ylim=(y.max()+.6, -.8), xlabel='Dice (* the usual choice; the others are kept at theirs)')
-    ax.grid(axis='x', color='#DDDDDD', lw=.6)
-    ax.legend(loc='lower left', bbox_to_anchor=(0,1), ncols=2, borderaxespad=0)
+    parts = list(f.groupby(panels, sort=False)) if panels else [(None, f)]
+    fig, axes = new_figure(ncols=len(parts), width_in=4.+1.6*len(parts), height_in=.8+.2*y.max(), sharex=True, sharey=True, squeeze=False)
+    for ax,(title,part) in zip(axes[0], parts):
+        for ink,(name,g) in zip(SERIES, part.groupby(by, sort=False)):
+            ax.plot(g['dice'], [at[k] for k in zip(g['factor'], g['level'])], 'o', ms=6, color=colour(ink), mec='white', mew=.5, label=name)
+        if reference is not None: ax.axvline(reference, color=colour('grey'), lw=1, ls='--')
+        ax.set(yticks=y, yticklabels=[f"{r['factor']}: {r['level']}{' *' if r['is_thesis'] else ''}" for _,r in levels.iterrows()], ylim=(y.max()+.6, -.8), title=title)
+        ax.grid(axis='x', color='#DDDDDD', lw=.6)
+    fig.supxlabel('Dice (* the usual choice; the others are kept at theirs)', fontsize=9)
+    fig.legend(*axes[0,0].get_legend_handles_labels(), loc='outside upper center', ncols=2)
     return fig
 
 # %% ../nbs/15_viz.ipynb #c110
@@ -757,7 +761,7 @@ FIGURES = { # study -> figure -> how to draw it from the folder of a run
         'triptych': lambda run: triptych(*panels(run, 'triptych')),
     },
     '22_protocol_audit': {
-        'choices': lambda run: choice_dots(table(run, 'choices'), reference=.8443),
+        'choices': lambda run: choice_dots(table(run, 'choices'), panels='network', reference=.8443),
     },
     '23_learner': {
         'lr_finder': lambda run: lr_finder(table(run, 'lr_finder'), suggested=_settled(run, 'suggested'), used=_settled(run, 'used')),
