@@ -180,4 +180,4 @@ def _finetune(run, card, cohort, cfg, rehearse, name, empty, threads, progress):
         write_rows(run/'patients.csv', safe_rows(rows, cohort))
         write_json(run/'summary.json', safe_facts(jsonable(found), cohort))
     rec.save(run/'run.json')
-    return found
+    return read_json(run/'summary.json') # what may be told

@@ -8,7 +8,7 @@ Docs: https://neuroseg.github.io/neuroseg/privacy.html.md"""
 __all__ = ['COHORT_FILE', 'STATE', 'PUBLIC_ID', 'GENERIC', 'MIN_PATIENTS', 'WHO', 'ABOUT_NOBODY', 'TELLING', 'SPOKEN', 'FEW',
            'read_mark', 'mark', 'is_public_id', 'Cohort', 'cohort_of', 'opaque', 'keyed', 'names_in', 'name_pattern',
            'scrubber', 'own_cache', 'cleaned', 'guarded', 'per_patient', 'averages', 'safe_facts', 'safe_rows',
-           'safe_split', 'schematic', 'check_place', 'at_home', 'marked_above', 'membership_attack']
+           'safe_split', 'schematic', 'check_place', 'at_home', 'marked_above', 'membership_attack', 'reference_attack']
 
 # %% ../nbs/27_privacy.ipynb #c003
 import contextlib, hmac, io, json, logging, math, os, re, secrets, subprocess, sys, tempfile, warnings
@@ -19,7 +19,7 @@ import numpy as np
 
 from . import core
 from .cases import find_cases, find_layout
-from .core import ConfigError, InputError, NeurosegError, OutputError, RunError, ShapeError, read_json, write_json
+from .core import ConfigError, InputError, NeurosegError, OutputError, RunError, ShapeError, need, read_json, write_json
 
 # %% ../nbs/27_privacy.ipynb #c007
 COHORT_FILE = 'cohort.json' # In the folder of a cohort
@@ -271,8 +271,8 @@ def averages(
     return found
 
 # %% ../nbs/27_privacy.ipynb #c041
-TELLING = ('min', 'max', 'median', 'sd', 'q1', 'q3', 'worst', 'best', 'pooled') # Of few patients, these are single patients, or give them away beside the mean
-SPOKEN = ('answer', 'headline') # Sentences that quote them
+TELLING = ('min', 'max', 'median', 'median_gain', 'sd', 'q1', 'q3', 'worst', 'best', 'pooled') # Of few patients, these are single patients, or give them away beside the mean
+SPOKEN = ('answer', 'headline', 'expect') # Sentences that quote them
 FEW = f'Withheld: of fewer than {MIN_PATIENTS} patients, nothing is told that could be one of them.'
 
 def safe_facts(
@@ -395,3 +395,15 @@ def membership_attack(
     lo, hi = np.quantile(drawn, [.025,.975], method='inverted_cdf')
     return dict(members=int(known.sum()), others=int(other.sum()), auc=float(auc), auc_ci95=[float(lo), float(hi)], advantage=float(advantage),
         chance_advantage=float(np.quantile(best, .95, method='inverted_cdf')), p=float((1+(chance>=auc-1e-12).sum())/(1+n_draws)))
+
+# %% ../nbs/27_privacy.ipynb #c074
+def reference_attack(
+    learnt, # Loss of each patient by a model that learnt from the patient `(n,)`
+    left_out, # Loss of the same patients, in the same order, by a model that did not `(n,)`
+)->dict: # `n`, `lower` (patients who lose less where they were learnt from), `share`, `share_ci95` (exact), `p` (of a sign test, one-sided)
+    "How often a comparison of two models gives a patient away."
+    learnt,left_out = np.asarray(learnt, float), np.asarray(left_out, float)
+    if learnt.shape!=left_out.shape or learnt.ndim!=1 or not len(learnt): raise ShapeError(f'reference_attack: losses of shape {learnt.shape} and {left_out.shape}; expected two of each patient, in one order')
+    lower, n, test = int((learnt<left_out).sum()), len(learnt), need('scipy.stats', extra='app').binomtest
+    lo, hi = test(lower, n).proportion_ci() # Clopper and Pearson's
+    return dict(n=n, lower=lower, share=lower/n, share_ci95=[float(lo), float(hi)], p=float(test(lower, n, alternative='greater').pvalue))

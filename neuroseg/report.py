@@ -407,7 +407,8 @@ def _tuning_answer(n):
         f"By the thesis' protocol, slices divided at random, the score is {t['slices at random']:.3f}; on the same slices with patients kept apart it is {t['patients apart, the same slices']:.3f}, so the split gives {n['split_gives']:+.3f}; a predictor that sees no image reaches {t['slices at random, no image']:.3f} by it. "
         f"On patients of the first cohort that the network never met, the mean goes from {old['before']:.3f} to {old['fine-tuned']:.3f} ({lost['fine-tuned']:+.3f} lost, {n['forgetting']['new']['fine-tuned']:.3f} on the new cohort). The remedies: {remedies}. "
         f"Before any fine-tuning the network that is tuned has {n['shift']['as it is']:.3f}; of {len(n['shift'])-1} changes of its input or its statistics the best, picked with hindsight, is `{picked}` with {n['shift'][picked]:.3f}. On whole volumes the median error goes from {n['volumes']['as it is']['error_ml']:.0f} to {n['volumes']['fine-tuned']['error_ml']:.0f} mL. "
-        f"Who gets hold of a fine-tuned model tells by its loss who was in it with an area under the curve of {n['membership']['auc']:.2f}; one half would be a coin.")
+        f"A fine-tuned model tells of its patients: for {n['membership']['lower']:.0f} of {n['membership']['n']:.0f} the loss is lower where they were learnt from than where they were not ({n['membership']['share_lo']:.2f} to {n['membership']['share_hi']:.2f} of patients, exact 95 % interval); "
+        f"by a threshold on the loss alone the area is {n['membership']['auc']:.2f}, where one half is a coin. These are simple attacks, so what they find is the least that leaks.")
 
 # %% ../nbs/16_report.ipynb #c063
 def _deployment(run):
@@ -836,8 +837,8 @@ def figures(
     *,
     root=None, # As `find_repo` takes it
 )->list[Path]: # The pictures written
-    "Draw every figure of every stored run again, from tables and panels alone."
+    "Draw every figure of every stored run again, from tables and panels alone; of trials only those that are named."
     root = find_repo(root)
     wanted = None if names is None else {find_study(n, root).stem for n in names}
-    runs = sorted(f.parent for f in (root/'reports').glob('*/*/run.json') if not f.parent.name.startswith(('.','private')))
+    runs = sorted(f.parent for f in (root/'reports').glob('*/*/run.json') if not f.parent.name.startswith(('.','private')) and (wanted or f.parent.name!='smoke'))
     return [draw(f, f.parent.name, name) for f in runs if wanted is None or f.parent.name in wanted for name in FIGURES.get(f.parent.name, {})]

@@ -153,7 +153,9 @@ def test_private_rows_stand_in_the_order_of_their_numbers_and_their_slices_are_n
 
 def test_of_few_private_patients_averages_are_told(hospital, first, tmp_path):
     secret = shutil.copytree(hospital, tmp_path/'keep'/'clinic')
-    run(secret, tmp_path/'run', first, private=True)
+    found = run(secret, tmp_path/'run', first, private=True)
+    assert found['expect'].startswith('Withheld') and not {'median_gain','gain_ci95'} & set(found['gain']) # an interval of three patients is their least and their greatest
+    assert not {'mean_ci95','min','max','median'} & set(found['after']['scores']['dice']) and found['after']['scores']['dice']['mean']>=0
     assert {r['column'] for r in read_rows(tmp_path/'run'/'patients.csv')} == {'dice','precision','recall'}
     assert not list((tmp_path/'run').glob('fold_*/patients.csv'))
     run(secret, tmp_path/'run', first, private=True) # still resumable
