@@ -59,6 +59,7 @@ def grid_from(
         odd = set(a)-{'factor','asks','set','predict','seeds'} | set(used)-set(PREDICT)
         if name=='base': raise ConfigError('an arm cannot be called `base`; that is the recipe itself')
         if odd: raise ConfigError(f"arm `{name}`: {', '.join(sorted(odd))} is not known; an arm has factor, asks, set, seeds, and predict with {', '.join(PREDICT)}")
+        if lacks := {'factor','asks'}-set(a): raise ConfigError(f"arm `{name}` lacks {', '.join(sorted(lacks))}; say what kind of choice it is and what it asks")
         if bool(a.get('set'))==bool(used): raise ConfigError(f"arm `{name}` must change either the recipe (`set`) or its use (`predict`)")
         arm = Arm(name, a['factor'], a['asks'], a.get('set') or {}, used, tuple(a.get('seeds', seeds)))
         if not set(arm.seeds)<=set(seeds): raise ConfigError(f"arm `{name}` has seeds {arm.seeds} that the base, with {seeds}, is not trained with; a pair needs both")
@@ -67,6 +68,7 @@ def grid_from(
     recipe(base)
     return Grid(base, tuple(arms), tuple(said.get('folds', (0,))), seeds)
 
+# %% ../nbs/25_ablate.ipynb #c013
 def read_grid(
     path, # `.yml`
 )->Grid:
@@ -75,24 +77,25 @@ def read_grid(
     try: return grid_from(yaml.safe_load(Path(path).read_text(encoding='utf-8')) or {})
     except (OSError, yaml.YAMLError, AttributeError, TypeError, KeyError) as e: raise ConfigError(f"`{Path(path).name}` holds no grid ({type(e).__name__}: {' '.join(str(e).split())[:120]}); expected base, folds, seeds and arms") from e
 
-# %% ../nbs/25_ablate.ipynb #c017
+# %% ../nbs/25_ablate.ipynb #c019
 def jobs(
-    grid:Grid,
+    grid:Grid, # From `read_grid`
 )->list: # Name of the arm ('base' for the recipe itself), settings, fold, seed
     "Every training that a grid asks for, the base first."
     trained = [('base', {}, grid.seeds)] + [(a.name, a.settings, a.seeds) for a in grid.arms if a.trained]
     return [dict(name=name, settings=merged(merged(grid.base, settings), dict(seed=seed)), fold=fold, seed=seed) for name,settings,seeds in trained for fold in grid.folds for seed in seeds]
 
-# %% ../nbs/25_ablate.ipynb #c019
+# %% ../nbs/25_ablate.ipynb #c021
 def run_folder(
     runs, # Folder of all runs of a grid
     name:str, # Of the arm
-    fold:int,
-    seed:int,
+    fold:int, # Whose patients are scored
+    seed:int, # Of the training
 )->Path:
     "Where one training lives."
     return Path(runs)/name/f'fold_{fold}_seed_{seed}'
 
+# %% ../nbs/25_ablate.ipynb #c024
 def _train(job, *, folder, runs, layout, progress):
     "One training and its scores."
     fit_cohort(folder, run_folder(runs, job['name'], job['fold'], job['seed']), cfg=recipe(job['settings']), fold=job['fold'], layout=layout, name='ablated', progress=progress)
@@ -112,8 +115,9 @@ def _use_otherwise(arm, fold, seed, *, folder, runs, layout, progress):
     write_rows(at/'patients.csv', safe_rows(rows, at_home(cohort, at)))
     write_json(at/'predict.json', asked)
 
+# %% ../nbs/25_ablate.ipynb #c025
 def run_grid(
-    grid:Grid,
+    grid:Grid, # From `read_grid`
     folder, # Of the cohort
     runs, # Folder for the runs; the same one again resumes them
     *,
@@ -130,9 +134,9 @@ def run_grid(
             for fold in grid.folds:
                 for seed in arm.seeds: _use_otherwise(arm, fold, seed, **same)
 
-# %% ../nbs/25_ablate.ipynb #c024
+# %% ../nbs/25_ablate.ipynb #c031
 def arm_rows(
-    grid:Grid,
+    grid:Grid, # As it was run
     runs, # Folder of its runs
     name:str, # Of an arm, or 'base'
     *,
@@ -144,8 +148,9 @@ def arm_rows(
     who = dict.fromkeys(r['patient'] for r in rows)
     return [dict(patient=p, dice=float(np.mean([r['dice'] for r in rows if r['patient']==p]))) for p in who]
 
+# %% ../nbs/25_ablate.ipynb #c033
 def differences(
-    grid:Grid,
+    grid:Grid, # As it was run
     runs, # Folder of its runs
     *,
     input:str='all sequences', # Or 'FLAIR only'

@@ -6,11 +6,12 @@ Docs: https://neuroseg.github.io/neuroseg/cases.html.md"""
 
 # %% auto #0
 __all__ = ['LGG_FOLDER', 'FAULT_KINDS', 'SEALED', 'LGG_COUNTS', 'patient_id', 'Case', 'pair_masks', 'lgg_folders', 'nifti_files',
-           'find_layout', 'find_cases', 'Fault', 'CaseFacts', 'stray_faults', 'numbering_as_faults', 'read_slices',
-           'size_faults', 'twin_faults', 'present_sequences', 'inspect_slices', 'inspect_volume', 'inspect_case',
-           'load_case', 'read_clinical', 'bar', 'case_table', 'counts', 'CohortReport', 'verify']
+           'find_layout', 'find_cases', 'case_files', 'cases_hash', 'Fault', 'CaseFacts', 'stray_faults',
+           'numbering_as_faults', 'read_slices', 'size_faults', 'twin_faults', 'present_sequences', 'inspect_slices',
+           'inspect_volume', 'inspect_case', 'load_case', 'read_clinical', 'bar', 'case_table', 'counts',
+           'CohortReport', 'verify']
 
-# %% ../nbs/05_cases.ipynb #c002
+# %% ../nbs/05_cases.ipynb #c003
 import csv, hashlib, io, os, re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +23,11 @@ import numpy as np
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from .core import DataError, InputError, ShapeError, sha256_array
+from .core import DataError, InputError, ShapeError, hash_files, sha256_array
 from .io import (IMAGE_ENDINGS, MASK_NAME, SEQUENCES, Scan, as_mask, guess_sequence, is_mask, load_nifti, natural_key,
                          numbering_faults, read_image, read_mask, read_nifti, read_stack, slice_number, stem)
 
-# %% ../nbs/05_cases.ipynb #c008
+# %% ../nbs/05_cases.ipynb #c009
 LGG_FOLDER = re.compile(r'(TCGA_([A-Z0-9]{2})_[A-Z0-9]{4})_[0-9]{8}') # patient, institution, date of the scan
 
 def patient_id(
@@ -36,7 +37,7 @@ def patient_id(
     found = LGG_FOLDER.match(name)
     return found[1] if found else name
 
-# %% ../nbs/05_cases.ipynb #c011
+# %% ../nbs/05_cases.ipynb #c012
 @dataclass
 class Case:
     "One scan of one patient, as files."
@@ -56,7 +57,7 @@ class Case:
         gap = f", {self.masks.count(None)} without mask" if None in self.masks else ''
         return f"Case({self.case!r}, {self.layout}: {len(self.images)} {what}(s){gap})"
 
-# %% ../nbs/05_cases.ipynb #c014
+# %% ../nbs/05_cases.ipynb #c015
 def pair_masks(
     images:Path, # Folder of slices
     masks:Path, # Folder of their masks; may be the same
@@ -67,7 +68,7 @@ def pair_masks(
     outlines = {MASK_NAME.sub('', stem(f)): f for f in pictures(masks) if images!=masks or is_mask(f)}
     return tuple(found), tuple(outlines.get(stem(f)) for f in found)
 
-# %% ../nbs/05_cases.ipynb #c017
+# %% ../nbs/05_cases.ipynb #c018
 def lgg_folders(
     root:Path, # Any folder above or at the patients' folders
 )->tuple[dict, list]: # Patient folder name to path; copies that are left aside
@@ -77,7 +78,7 @@ def lgg_folders(
     once = {p.name: p for p in reversed(found)}
     return dict(sorted(once.items())), [p for p in found if once[p.name]!=p]
 
-# %% ../nbs/05_cases.ipynb #c020
+# %% ../nbs/05_cases.ipynb #c021
 def nifti_files(
     root:Path, # Folder of a cohort
 )->list[Path]: # Sorted by name
@@ -85,7 +86,7 @@ def nifti_files(
     found = [f for depth in ('', '*/', '*/*/') for f in root.glob(depth+'*.nii*') if re.search(r'\.nii(\.gz)?$', f.name)]
     return sorted(found, key=lambda f: (natural_key(f.parent), natural_key(f)))
 
-# %% ../nbs/05_cases.ipynb #c024
+# %% ../nbs/05_cases.ipynb #c025
 def find_layout(
     root, # Folder of a cohort
 )->str: # 'lgg', 'hospital' or 'nifti'
@@ -97,7 +98,7 @@ def find_layout(
     if nifti_files(root): return 'nifti'
     raise DataError(f"`{root.name}` follows no known layout; expected folders like TCGA_CS_4941_19960909 (LGG), patientN/images (hospital), or .nii.gz files")
 
-# %% ../nbs/05_cases.ipynb #c027
+# %% ../nbs/05_cases.ipynb #c028
 def _lgg_cases(root):
     for name,folder in lgg_folders(root)[0].items():
         images,masks = pair_masks(folder, folder)
@@ -132,6 +133,19 @@ def find_cases(
     return cases
 
 # %% ../nbs/05_cases.ipynb #c032
+def case_files(
+    cases:list, # Of `Case`
+)->list: # Of `Path`
+    "Every image and mask of some cases."
+    return [f for c in cases for f in (*c.images, *c.masks) if f]
+
+def cases_hash(
+    cases:list, # Of `Case`
+)->str: # 64 hexadecimal digits
+    "Fingerprint of all their files."
+    return hash_files(case_files(cases))
+
+# %% ../nbs/05_cases.ipynb #c036
 @dataclass(frozen=True)
 class Fault:
     "One thing wrong with one file."
@@ -153,7 +167,7 @@ class CaseFacts:
     faults:list # Of `Fault`
     hash:str # Fingerprint of all pixels and slice numbers
 
-# %% ../nbs/05_cases.ipynb #c035
+# %% ../nbs/05_cases.ipynb #c039
 def _below(case, path): return path.relative_to(case.folder.parent).as_posix()
 
 def stray_faults(
@@ -168,7 +182,7 @@ def stray_faults(
         return Fault(_below(case, p), 'stray file', 'neither a slice nor a mask; not read')
     return [fault(p) for p in sorted(there, key=natural_key) if p not in taken]
 
-# %% ../nbs/05_cases.ipynb #c038
+# %% ../nbs/05_cases.ipynb #c042
 def numbering_as_faults(
     case:Case, # Case of slices
 )->list: # Of `Fault`
@@ -179,7 +193,7 @@ def numbering_as_faults(
              for f,n in zip(case.images, case.slice_numbers) if n in twice and first[n]!=f]
     return again + [Fault(case.case, 'gap in numbering', f'no slice between number {a} and {b}') for a,b in gaps]
 
-# %% ../nbs/05_cases.ipynb #c042
+# %% ../nbs/05_cases.ipynb #c046
 def read_slices(
     case:Case, # Case of slices
 )->tuple[list,list,list]: # Images; masks; faults. None stands for what could not be used
@@ -195,11 +209,11 @@ def read_slices(
     images = [tried('unreadable', f, read_image, f) for f in case.images]
     return images, [mask(f, m) for f,m in zip(case.images, case.masks)], faults
 
-# %% ../nbs/05_cases.ipynb #c046
+# %% ../nbs/05_cases.ipynb #c050
 def size_faults(
     case:Case, # Case of slices
     images:list, # As `read_slices` gives them
-    masks:list,
+    masks:list, # As `read_slices` gives them
 )->list: # Of `Fault`
     "Slices unlike the others, and masks unlike their slices."
     known = Counter(im.shape[:2] for im in images if im is not None).most_common(1)
@@ -208,7 +222,7 @@ def size_faults(
     return odd + [Fault(_below(case, f), 'wrong size', f'{m.shape[1]} x {m.shape[0]} pixels, its slice has {im.shape[1]} x {im.shape[0]}')
                   for f,im,m in zip(case.masks, images, masks) if im is not None and m is not None and m.shape!=im.shape[:2]]
 
-# %% ../nbs/05_cases.ipynb #c050
+# %% ../nbs/05_cases.ipynb #c054
 def twin_faults(
     case:Case, # Case of slices
     images:list, # As `read_slices` gives them
@@ -221,7 +235,7 @@ def twin_faults(
         if first!=f: faults.append(Fault(_below(case, f), 'duplicate slice', f'the same pixels as `{first.name}`'))
     return faults
 
-# %% ../nbs/05_cases.ipynb #c053
+# %% ../nbs/05_cases.ipynb #c057
 def present_sequences(
     images:list, # As `read_slices` gives them
 )->tuple: # Of `SEQUENCES`
@@ -230,7 +244,7 @@ def present_sequences(
     own = {s for i,s in enumerate(SEQUENCES) if any(not np.array_equal(im[...,i], im[...,1]) for im in colour)}
     return tuple(s for s in SEQUENCES if s=='flair' or s in own)
 
-# %% ../nbs/05_cases.ipynb #c056
+# %% ../nbs/05_cases.ipynb #c060
 def _hash(case, images, masks):
     "One fingerprint of slice numbers, pixels and masks, whatever the file format."
     rows = [f"{n} {'-' if im is None else sha256_array(im)} {'-' if m is None else sha256_array(m)}"
@@ -249,7 +263,7 @@ def inspect_slices(
     return CaseFacts((len(images), *(size[0][0] if size else (0,0))), have, tuple(s for s in SEQUENCES if s not in have),
                      tuple(0 if m is None else int(m.sum()) for m in masks), faults, _hash(case, images, masks))
 
-# %% ../nbs/05_cases.ipynb #c059
+# %% ../nbs/05_cases.ipynb #c063
 def inspect_volume(
     case:Case, # Case of NIfTI files
 )->CaseFacts:
@@ -271,14 +285,14 @@ def inspect_volume(
     return CaseFacts(scan.shape if scan else (0,0,0), have, tuple(s for s in SEQUENCES if s not in have), tumour_px, faults,
                      _hash(case, [*scan.data] if scan else [], [mask]*len(case.images)))
 
-# %% ../nbs/05_cases.ipynb #c062
+# %% ../nbs/05_cases.ipynb #c066
 def inspect_case(
     case:Case, # Any case
 )->CaseFacts: # Never raises for a bad file; see `faults`
     "Look at everything in a case."
     return inspect_volume(case) if case.layout=='nifti' else inspect_slices(case)
 
-# %% ../nbs/05_cases.ipynb #c065
+# %% ../nbs/05_cases.ipynb #c069
 @patch(as_prop=True)
 def shape(self:Case)->tuple: return self.facts.shape # `(Z,Y,X)`
 @patch(as_prop=True)
@@ -292,7 +306,7 @@ def n_tumour(self:Case)->int: return sum(n>0 for n in self.facts.tumour_px) # Sl
 @patch(as_prop=True)
 def lesion_px(self:Case)->int: return sum(self.facts.tumour_px) # Tumour pixels in all slices
 
-# %% ../nbs/05_cases.ipynb #c069
+# %% ../nbs/05_cases.ipynb #c073
 def load_case(
     case:Case, # Any case
 )->tuple[Scan,np.ndarray]: # The scan, and its mask: boolean `(Z,Y,X)`
@@ -317,7 +331,7 @@ def load_case(
     scan.source = case.case
     return scan, mask
 
-# %% ../nbs/05_cases.ipynb #c075
+# %% ../nbs/05_cases.ipynb #c079
 def _value(text, semicolons):
     "A number where it is one, None where there is nothing, else the text."
     text = text.strip()
@@ -343,7 +357,7 @@ def read_clinical(
     if bad: raise InputError(f"`{path.name}` has {len(lines[bad-1])} fields in line {bad} but {len(lines[0])} columns; repair that line")
     return [{k.strip(): _value(v, semicolons) for k,v in zip(lines[0], l)} for l in lines[1:]]
 
-# %% ../nbs/05_cases.ipynb #c080
+# %% ../nbs/05_cases.ipynb #c084
 def bar(
     items=None, # What to go through; None for a bar that is updated by hand
     *,
@@ -353,7 +367,7 @@ def bar(
     "A progress bar that keeps out of logs and notebooks unless asked for."
     return tqdm(items, disable=None if progress is None else not progress, **kwargs)
 
-# %% ../nbs/05_cases.ipynb #c083
+# %% ../nbs/05_cases.ipynb #c087
 def case_table(
     cases:list, # Of `Case`
     *,
@@ -366,7 +380,7 @@ def case_table(
     return [dict(patient=c.patient, case=c.case, institution=c.institution, n_slices=c.n_slices, n_tumour=c.n_tumour, lesion_px=c.lesion_px,
                  shape=c.shape, sequences=c.sequences, missing=c.missing, n_faults=len(c.facts.faults), hash=c.facts.hash) for c in cases]
 
-# %% ../nbs/05_cases.ipynb #c086
+# %% ../nbs/05_cases.ipynb #c090
 SEALED = frozenset(f'TCGA_{p}' for p in '''CS_4942 CS_4944 CS_6665 DU_5854 DU_5874 DU_6399 DU_6401 DU_7298 DU_7304 DU_7309 DU_8164
     DU_A5TT FG_6689 FG_6690 FG_6691 HT_7473 HT_7616 HT_7860 HT_8105 HT_8111 HT_8113 HT_A5RC'''.split())
 
@@ -385,7 +399,7 @@ def counts(
     n |= {f'institution_{k}': v for k,v in sorted(places.items(), key=lambda o: (-o[1], o[0]))}
     return n | {f'missing_{s}': sum(s in r['missing'] for r in rows) for s in ('pre','post')}
 
-# %% ../nbs/05_cases.ipynb #c089
+# %% ../nbs/05_cases.ipynb #c093
 @dataclass
 class CohortReport:
     "What `verify` found."
@@ -410,7 +424,7 @@ class CohortReport:
         lines = [f"{self.root} ({self.layout}): {self.verdict}"] + [line(k, v) for k,v in self.counts.items()]
         return '\n'.join(lines + [f'  note: {n}' for n in self.notes] + [f'  {f}' for f in self.faults] + [f'  pixels sha256 {self.hash[:16]}'])
 
-# %% ../nbs/05_cases.ipynb #c092
+# %% ../nbs/05_cases.ipynb #c096
 @patch
 def _repr_markdown_(self:CohortReport):
     def row(*cells): return '| ' + ' | '.join(map(str, cells)) + ' |\n'
@@ -420,7 +434,7 @@ def _repr_markdown_(self:CohortReport):
     faults = '\n' + row('fault', 'file', 'what') + '|---|---|---|\n' + ''.join(row(f.kind, f'`{f.file}`', f.message) for f in self.faults) if self.faults else ''
     return head + table + faults + ''.join(f'\n*Note: {n}.*\n' for n in self.notes)
 
-# %% ../nbs/05_cases.ipynb #c095
+# %% ../nbs/05_cases.ipynb #c099
 def _lgg_notes(root, cases, copies):
     "What should be known about an LGG folder, and the counts it is to be compared with."
     here,notes = {c.patient for c in cases}, []

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 
-from .cases import load_case
-from .core import ConfigError, ShapeError, atomic_path, cache_dir, hash_files
+from .cases import cases_hash, load_case
+from .core import ConfigError, ShapeError, atomic_path, cache_dir
 from .prep import Prep, prepare, prepare_mask, thesis_slices, with_context
 from .splits import patient_id
 
@@ -72,9 +72,8 @@ def cache_key(
     prep:Prep, # Settings
 )->str: # 24 hexadecimal digits
     "Names a prepared cohort by all it depends on: the bytes of the files, which case they belong to, the order, the settings."
-    files = [p for c in cases for p in (*c.images,*c.masks) if p is not None]
     who = [(c.patient, len(c.images)) for c in cases]
-    return hashlib.sha256(f'{hash_files(files)} {who} {prep}'.encode()).hexdigest()[:24]
+    return hashlib.sha256(f'{cases_hash(cases)} {who} {prep}'.encode()).hexdigest()[:24]
 
 # %% ../nbs/08_data.ipynb #c022
 def _store(path, parts):
@@ -108,7 +107,7 @@ def slice_set(
 
 # %% ../nbs/08_data.ipynb #c032
 def batch(
-    s:SliceSet,
+    s:SliceSet, # Where they are taken from
     idx:np.ndarray, # Slices wanted, indices into the set `(B,)`
 )->tuple: # `(B,C,S,S)` float32 in [0, 1] and `(B,1,S,S)` float32 in [0, 1]
     "Slices with their context as tensors."
@@ -119,13 +118,13 @@ def batch(
 
 # %% ../nbs/08_data.ipynb #c037
 def draw_epoch(
-    s:SliceSet,
-    rng:np.random.Generator,
+    s:SliceSet, # Of all training slices
+    rng:np.random.Generator, # Source of the draws
     *,
     n:int=None, # Slices to draw; default: as many as the set has
     empty_weight:float=.5, # Chance of a slice without tumour against one with
 )->np.ndarray: # `(n,)` indices, shuffled
-    "The slices of one epoch: every patient alike, whatever the number of its slices, and tumour before emptiness."
+    "The slices of one epoch: a patient counts by the root of its number of slices, and a slice without tumour less than one with."
     w = np.where(s.has_tumour, 1., empty_weight)
     # A patient with 88 slices must not count four times one with 22; the root is the usual compromise
     per_case = np.diff(s.starts)[s.case_of]
@@ -158,7 +157,7 @@ class Augment:
 def random_grid(
     n:int, # Slices in the batch
     side:int, # Of the square
-    a:Augment,
+    a:Augment, # How much of each
 )->torch.Tensor: # `(n,side,side,2)` sampling grid for `grid_sample`
     "Rotation, scale, shift, flip and a smooth elastic warp in one grid, so that pixels are interpolated once."
     u = lambda *s: torch.rand(*s)*2-1
@@ -174,7 +173,7 @@ def random_grid(
 # %% ../nbs/08_data.ipynb #c049
 def lose_sequences(
     x:torch.Tensor, # `(B,C,H,W)`, channels pre, flair, post, FLAIR neighbours
-    a:Augment,
+    a:Augment, # How often
 )->torch.Tensor: # A changed copy
     "Replace pre, post or the neighbours by the slice's own FLAIR, so that one network serves every protocol."
     x,flair,b = x.clone(), x[:,1:2], len(x)
@@ -194,7 +193,7 @@ def lose_sequences(
 # %% ../nbs/08_data.ipynb #c053
 def change_intensity(
     x:torch.Tensor, # `(B,C,H,W)` in [0, 1]
-    a:Augment,
+    a:Augment, # How much of each
 )->torch.Tensor: # `(B,C,H,W)` in [0, 1]
     "Gamma, gain, bias field, blur and noise; FLAIR and its neighbours change together, as one scan."
     b,c,h,w = x.shape
@@ -213,7 +212,7 @@ def change_intensity(
 def paste_lesions(
     x:torch.Tensor, # `(B,C,H,W)` in [0, 1], FLAIR in channel 1
     y:torch.Tensor, # `(B,1,H,W)` in [0, 1]
-    a:Augment,
+    a:Augment, # How often, and the changes of size
 )->tuple: # Changed copies of `x` and `y`
     "Set lesions of other slices into some of the slices: turned, mirrored, at another place within the head."
     b,side = len(x), x.shape[-1]
@@ -230,7 +229,7 @@ def paste_lesions(
 def augment(
     x:torch.Tensor, # `(B,C,H,W)` in [0, 1], channels pre, flair, post, FLAIR neighbours
     y:torch.Tensor, # `(B,1,H,W)` in [0, 1]
-    a:Augment=Augment(),
+    a:Augment=Augment(), # How much of each
 )->tuple: # Changed `x` and `y`, same shapes
     "One random version of a batch; drawn from torch's global generator, so a seed fixes it."
     if x.shape[1]<3: raise ShapeError(f"augment: a batch has {x.shape[1]} channel(s); expected pre, flair, post and neighbours, or train with `augment=None`")
@@ -267,6 +266,7 @@ def take(self:SliceSet,
     x = with_context(self.x, idx, step=self.steps[case], context=self.context, first=self.starts[case], last=self.starts[case+1]-1)
     return SliceSet(x, self.y[idx], np.arange(len(idx)+1), np.ones(len(idx), int), tuple(map(str, np.array(self.patients)[case])), 0, self.salt)
 
+# %% ../nbs/08_data.ipynb #c075
 @patch
 def shrunk(self:SliceSet,
     side_px:int, # Pixels of the new side, fewer than before

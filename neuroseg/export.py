@@ -105,7 +105,8 @@ def onnx_error(
     blob:bytes, # An .onnx file
     net:nn.Module, # What it was made from
     *,
-    n_channels:int, size_px:int # Shape of the input
+    n_channels:int, # Channels of the input
+    size_px:int, # Its side
 )->float: # Largest absolute difference of a probability
     "How far the runtime's answer is from torch's."
     ort = need('onnxruntime', extra='train')

@@ -13,18 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
-from .cases import find_cases
-from .core import ConfigError, hash_files, jsonable, merged, read_json, record_run, sha256_file, write_json
+from .cases import cases_hash, find_cases
+from .core import ConfigError, jsonable, merged, read_json, record_run, sha256_file, write_json
 from .data import SliceSet, slice_set
 from .evaluate import TorchSegmenter, compare, evaluate_cases, read_rows, summary_of, write_rows
 from .export import export_model
 from .fit import card_metrics, check_settings, keep_plan
 from .infer import ModelCard, Segmenter, load_card
+from .metrics import Summary
 from .privacy import MIN_PATIENTS, check_place, cohort_of, guarded, keyed, opaque, safe_facts, safe_rows, safe_split
 from .splits import case_folds, check_leakage, development, patient_id
 from .train import TrainConfig, config_dict, config_from, stored_config, train
 
-# %% ../nbs/34_finetune.ipynb #c006
+# %% ../nbs/34_finetune.ipynb #c007
 def start_weights(
     card:ModelCard, # Of the model to begin with
 )->Path: # `.safetensors`
@@ -34,7 +35,7 @@ def start_weights(
     if sha256_file(file)!=said: raise ConfigError(f"`{file.name}` is not the file that `{card.path.name}` describes (its SHA-256 differs); copy both again")
     return file
 
-# %% ../nbs/34_finetune.ipynb #c011
+# %% ../nbs/34_finetune.ipynb #c012
 TUNE = dict(epochs=12, lr=5e-4, ema=.98, members=1, schedule='one_cycle', keep='last', patience=None) # Where fine-tuning differs from the training before it
 
 def tuning_recipe(
@@ -49,7 +50,7 @@ def tuning_recipe(
     if fixed := {'prep','model','n_in','members'} & settings.keys(): raise ConfigError(f"{', '.join(sorted(fixed))} cannot be changed by fine-tuning: the network has learnt with it; train a new one")
     return config_from(merged(merged(config_dict(stored_config(made_by)), TUNE), settings))
 
-# %% ../nbs/34_finetune.ipynb #c015
+# %% ../nbs/34_finetune.ipynb #c016
 def joined(
     own:SliceSet, # To learn
     others:SliceSet, # Not to forget
@@ -66,7 +67,7 @@ def joined(
     return SliceSet(np.concatenate([own.x, others.x[slices]]), np.concatenate([own.y, others.y[slices]]), starts, np.concatenate([own.steps, others.steps[chosen]]),
                     (*own.patients, *(others.patients[i] for i in chosen)), own.context, own.salt)
 
-# %% ../nbs/34_finetune.ipynb #c018
+# %% ../nbs/34_finetune.ipynb #c019
 def blend(
     before:dict, # Name to tensor
     after:dict, # The same names
@@ -77,7 +78,7 @@ def blend(
     if not 0<=share<=1: raise ConfigError(f'blend: share={share} must lie between 0 and 1')
     return {k: (before[k].to(v.dtype).lerp(v, share) if v.is_floating_point() else v) for k,v in after.items()}
 
-# %% ../nbs/34_finetune.ipynb #c022
+# %% ../nbs/34_finetune.ipynb #c023
 ALONE = 12 # Up to so many patients, each is kept out by himself
 
 def deal(
@@ -102,22 +103,19 @@ def tune(
     own, watched = (slice_set(some, cfg.prep, salt=salt, progress=progress) for some in (cases, cases[:1])) # one patient's curve shows that it learns; it decides nothing
     return train(cfg, joined(own, rehearse, seed=cfg.seed) if rehearse else own, watched, run, start=start, progress=progress).model
 
-# %% ../nbs/34_finetune.ipynb #c027
-def _model(net, folder, *, card, cfg, name, cohort, cases, extra):
-    "Export a fine-tuned network, with a card that betrays nobody."
-    split = dict(layout=cohort.layout, protocol='patient', fold=None, train=sorted({patient_id(c.patient) for c in cases}), test=[])
-    facts = dict(data=dict(hash=keyed(cohort, hash_files(f for c in cases for f in (*c.images, *c.masks) if f)), patients=len({c.patient for c in cases}), slices=sum(c.n_slices for c in cases)))
-    return export_model(net, folder, name=name, cfg=cfg, card=safe_facts(facts, cohort) | dict(split=safe_split(split, cohort), version='1', licence=card.facts.get('licence'), threshold=card.threshold, pieces=card.pieces,
-                        start=dict(name=card.name, version=card.version, sha256=card.facts['sha256']['safetensors'])) | extra)
-
+# %% ../nbs/34_finetune.ipynb #c028
 def tune_fold(
     fold:int, # Whose patients are kept out
     run, # Folder of the whole run
     *,
-    cases:list, fold_of:dict, # All cases, patient to fold
-    card:ModelCard, cfg:TrainConfig, # Where it begins, and the recipe
+    cases:list, # All cases
+    fold_of:dict, # Patient to fold, from `deal`
+    card:ModelCard, # Where it begins
+    cfg:TrainConfig, # From `tuning_recipe`
     cohort, # From `privacy.cohort_of`
-    rehearse:SliceSet|None, empty:float, progress:bool # As in `finetune`
+    rehearse:SliceSet|None, # Slices not to forget
+    empty:float, # Dice of a patient where both outlines are empty
+    progress:bool, # Show bars
 )->list: # Rows of the patients that were kept out, by name; what is written of a private cohort is not
     "Fine-tune on all folds but one and score that one; what is finished is only read."
     at, name_of = Path(run)/f'fold_{fold}', {number: name for name,number in opaque(cohort).items()}
@@ -130,7 +128,7 @@ def tune_fold(
     if not cohort.private or len(cohort.patients)>=MIN_PATIENTS: write_rows(at/'patients.csv', safe_rows(rows, cohort)) # of so few, what is told of one could be told of somebody
     return rows
 
-# %% ../nbs/34_finetune.ipynb #c030
+# %% ../nbs/34_finetune.ipynb #c031
 def expectation(
     summaries:dict, # 'before' and 'after' to their `Summary`
     gain:dict, # From `evaluate.compare`
@@ -140,7 +138,20 @@ def expectation(
     return (f"Of {summaries['after']['n']} patients, each scored by a network that had not learnt from them, the mean Dice is {a['mean']:.3f} (95 % interval {a['mean_ci95'][0]:.3f} to {a['mean_ci95'][1]:.3f}) "
             f"after fine-tuning and {b['mean']:.3f} before: a change of {gain['gain']:+.3f} ({gain['gain_ci95'][0]:+.3f} to {gain['gain_ci95'][1]:+.3f}), better for {gain['n_better']}, worse for {gain['n_worse']}.")
 
-# %% ../nbs/34_finetune.ipynb #c033
+# %% ../nbs/34_finetune.ipynb #c034
+def _model(net, folder, *, card, cfg, name, cohort, cases, extra):
+    "Export a fine-tuned network, with a card that betrays nobody."
+    split = dict(layout=cohort.layout, protocol='patient', fold=None, train=sorted({patient_id(c.patient) for c in cases}), test=[])
+    facts = dict(data=dict(hash=keyed(cohort, cases_hash(cases)), patients=len({c.patient for c in cases}), slices=sum(c.n_slices for c in cases)))
+    return export_model(net, folder, name=name, cfg=cfg, card=safe_facts(facts, cohort) | dict(split=safe_split(split, cohort), version='1', licence=card.facts.get('licence'), threshold=card.threshold, pieces=card.pieces,
+                        start=dict(name=card.name, version=card.version, sha256=card.facts['sha256']['safetensors'])) | extra)
+
+def _told(run):
+    "What may be told of a finished run."
+    found = read_json(run/'summary.json')
+    return found | {k: Summary(found[k]) for k in ('before','after')}
+
+# %% ../nbs/34_finetune.ipynb #c036
 def finetune(
     folder, # Of a cohort with masks: hospital, NIfTI or LGG layout
     run, # Folder of the run, outside the repository; the same one again resumes it
@@ -148,26 +159,28 @@ def finetune(
     model=None, # To begin with: name or card; None: the shipped one
     settings:dict|None=None, # Of the recipe that differ from `TUNE`
     rehearse=None, # Folder of the cohort that the model learnt from, not to forget it
-    layout:str|None=None, private:bool|None=None, # See `privacy.cohort_of`
+    layout:str|None=None, # Of the cohort; by default found out
+    private:bool|None=None, # See `privacy.cohort_of`
     name:str='model', # Of the model and its files
     empty:float=1., # Dice of a patient where both outlines are empty
-    threads:int|None=None, progress:bool=True # For scoring; show bars
+    threads:int|None=None, # For scoring; by default one a core
+    progress:bool=True, # Show bars
 )->dict: # 'before' and 'after' to their `Summary`, 'gain', 'expect'
     "Fine-tune a model on a cohort: score it on each patient in turn, then train the one to keep."
     card, cohort = load_card(model), cohort_of(folder, layout, private=private)
     check_place(run, cohort)
     with guarded(cohort): return _finetune(Path(run), card, cohort, tuning_recipe(card, settings), rehearse, name, empty, threads, progress)
 
-# %% ../nbs/34_finetune.ipynb #c034
+# %% ../nbs/34_finetune.ipynb #c037
 def _finetune(run, card, cohort, cfg, rehearse, name, empty, threads, progress):
     "The work of `finetune`."
     cases = development(list(cohort.cases))
     fold_of, kept = deal(cases), slice_set(development(find_cases(rehearse)), cfg.prep, progress=progress) if rehearse else None
-    print_hash = keyed(cohort, hash_files(f for c in cases for f in (*c.images, *c.masks) if f))
-    keep_plan(run, dict(recipe=config_dict(cfg), start=card.facts['sha256'], data_hash=print_hash, rehearsed=kept.fingerprint() if kept else None))
-    if (run/'run.json').exists(): return read_json(run/'summary.json')
+    data_hash = keyed(cohort, cases_hash(cases))
+    keep_plan(run, dict(recipe=config_dict(cfg), start=card.facts['sha256'], data_hash=data_hash, rehearsed=kept.fingerprint() if kept else None))
+    if (run/'run.json').exists(): return _told(run)
     same = dict(cases=cases, fold_of=fold_of, card=card, cfg=cfg, cohort=cohort, rehearse=kept, empty=empty, progress=progress)
-    with record_run(safe_facts(dict(recipe=config_dict(cfg), start=card.name, cohort=cohort.facts), cohort), print_hash) as rec:
+    with record_run(safe_facts(dict(recipe=config_dict(cfg), start=card.name, cohort=cohort.facts), cohort), data_hash) as rec:
         before = evaluate_cases(cases, Segmenter(card, threads=threads), empty=empty, progress=progress)
         after = [r for k in sorted(set(fold_of.values())) for r in tune_fold(k, run, **same)]
         said = {k: summary_of(rows, empty=empty, split=what, seeds=cfg.seed) for k,rows,what in (('before', before, 'the model before fine-tuning'), ('after', after, 'each patient scored by a network fine-tuned on others'))}
@@ -180,4 +193,4 @@ def _finetune(run, card, cohort, cfg, rehearse, name, empty, threads, progress):
         write_rows(run/'patients.csv', safe_rows(rows, cohort))
         write_json(run/'summary.json', safe_facts(jsonable(found), cohort))
     rec.save(run/'run.json')
-    return read_json(run/'summary.json') # what may be told
+    return _told(run)

@@ -15,13 +15,14 @@ from pathlib import Path
 from types import UnionType
 from typing import get_args, get_type_hints
 
-from .cases import find_cases
-from .core import ConfigError, RunError, flat, hash_files, jsonable, read_json, record_run, write_json
+from .cases import cases_hash, find_cases
+from .core import ConfigError, RunError, flat, jsonable, read_json, record_run, write_json
 from .data import slice_set
 from .evaluate import evaluate_cases, read_rows, summary_of, write_rows
 from .export import export_model
 from .fanout import spread
 from .infer import Segmenter
+from .metrics import Summary
 from .models import MODELS
 from .privacy import MIN_PATIENTS, Cohort, at_home, check_place, cohort_of, guarded, keyed, safe_facts, safe_rows, safe_split
 from .splits import FOLDS, SEALED, case_folds, check_leakage, development, fold_split, patient_id
@@ -86,10 +87,6 @@ def keep_plan(
     if differs: raise RunError(f"`{Path(run).name}` holds a run that differs in {', '.join(differs[:4])}; name another folder, or repeat its settings to resume it")
 
 # %% ../nbs/20_fit.ipynb #c019
-def _fingerprint(cases): # SHA-256 of all their files
-    "Names the data of a cohort."
-    return hash_files([f for c in cases for f in (*c.images, *c.masks) if f])
-
 def plan_run(
     cohort:Cohort, # From `privacy.cohort_of`
     run, # Folder of the run
@@ -100,8 +97,8 @@ def plan_run(
     "Settle what a run learns from, and keep it."
     here = at_home(cohort, run)
     train_cases,test_cases,split = split_cohort(cohort.folder, fold=fold, layout=cohort.layout)
-    data = dict(layout=split['layout'], hash=keyed(cohort, _fingerprint(train_cases)), patients=len(split['train']), slices=sum(c.n_slices for c in train_cases))
-    whole = keyed(here, _fingerprint(train_cases+test_cases))
+    data = dict(layout=split['layout'], hash=keyed(cohort, cases_hash(train_cases)), patients=len(split['train']), slices=sum(c.n_slices for c in train_cases))
+    whole = keyed(here, cases_hash(train_cases+test_cases))
     keep_plan(run, dict(recipe=config_dict(cfg), split=safe_split(split, here), data_hash=whole))
     return train_cases, test_cases, split, data, whole
 
@@ -182,6 +179,11 @@ def _held(folder, run, layout, private):
 def _whose(cohort): return dict(cohort=cohort.facts) if cohort.private else {} # For the record of a run
 
 # %% ../nbs/20_fit.ipynb #c037
+def _read_summaries(run):
+    "What may be told of a finished run."
+    return {k: Summary(v) for k,v in read_json(Path(run)/'summary.json').items()}
+
+# %% ../nbs/20_fit.ipynb #c040
 def fit_cohort(
     folder, # Of a cohort with masks
     run, # Folder of the run; the same one again resumes it
@@ -199,11 +201,11 @@ def fit_cohort(
     cohort = _held(folder, run, layout, private)
     with guarded(cohort): return _fit(cohort, Path(run), cfg, fold, name, empty, threads, progress)
 
-# %% ../nbs/20_fit.ipynb #c038
+# %% ../nbs/20_fit.ipynb #c041
 def _fit(cohort, run, cfg, fold, name, empty, threads, progress):
     "The work of `fit_cohort`."
     train_cases,test_cases,split,data,whole = plan_run(cohort, run, cfg=cfg, fold=fold)
-    if (run/'run.json').exists(): return read_json(run/'summary.json')
+    if (run/'run.json').exists(): return _read_summaries(run)
     here, scored = at_home(cohort, run), replace(cohort, cases=tuple(test_cases))
     with record_run(dict(recipe=config_dict(cfg), fold=fold, name=name, empty=empty) | _whose(here), whole) as rec:
         nets,seeds,seconds = train_members(cfg, *(slice_set(cases, cfg.prep, salt=keyed(here, ''), progress=progress) for cases in (train_cases, test_cases)), run, progress=progress)
@@ -213,14 +215,11 @@ def _fit(cohort, run, cfg, fold, name, empty, threads, progress):
                                     threshold=segmenter.card.threshold, progress=progress)
         write_json(card, read_json(card) | dict(metrics=safe_facts(card_metrics(summaries), scored), seconds=round(seconds)))
         write_rows(run/'patients.csv', safe_rows(rows, here))
-        summaries = safe_facts(summaries, at_home(scored, run))
-        write_json(run/'summary.json', summaries)
+        write_json(run/'summary.json', safe_facts(summaries, at_home(scored, run)))
     rec.save(run/'run.json')
-    return summaries
+    return _read_summaries(run)
 
-
-
-# %% ../nbs/20_fit.ipynb #c047
+# %% ../nbs/20_fit.ipynb #c052
 def _fit_fold(fold, *, folder, run, **kwargs):
     "One fold of a cross-validation, in a folder of its own."
     fit_cohort(folder, Path(run)/f'fold_{fold}', fold=fold, **kwargs)
@@ -246,21 +245,20 @@ def cross_validate(
         folds = sorted(set(case_folds(cases).values()))
         spread(partial(_fit_fold, folder=folder, run=run, cfg=cfg, layout=layout, private=private, name=name, empty=empty, threads=threads, progress=progress), folds,
                workers=workers, address=address, progress=progress)
-        return _gather(at_home(cohort, run), run, cfg, folds, empty, _fingerprint(cases))
+        return _gather(at_home(cohort, run), run, cfg, folds, empty, cases_hash(cases))
 
-# %% ../nbs/20_fit.ipynb #c048
+# %% ../nbs/20_fit.ipynb #c053
 def _gather(here, run, cfg, folds, empty, whole):
     "One table and one summary out of those of all folds."
     rows = [dict(fold=k) | r for k in folds for r in read_rows(run/f'fold_{k}'/'patients.csv')]
     what = f'{len(folds)}-fold cross-validation by patient, each scored by a network that did not learn from it'
     summaries = {kind: summary_of([r for r in rows if r['input']==kind], empty=empty, split=what, seeds=[c.seed for _,c in member_runs(run, cfg)]) for kind in dict.fromkeys(r['input'] for r in rows)}
-    summaries = safe_facts(summaries, here)
     write_rows(run/'patients.csv', rows)
-    write_json(run/'summary.json', summaries)
+    write_json(run/'summary.json', safe_facts(summaries, here))
     write_json(run/'plan.json', dict(recipe=config_dict(cfg), folds=folds, data_hash=keyed(here, whole)))
-    return summaries
+    return _read_summaries(run)
 
-# %% ../nbs/20_fit.ipynb #c053
+# %% ../nbs/20_fit.ipynb #c058
 def fit_everyone(
     folder, # Of the cohort that was cross-validated
     run, # Folder of the run; the same one again resumes it
@@ -276,11 +274,11 @@ def fit_everyone(
     cohort = _held(folder, run, layout, private)
     with guarded(cohort): return _fit_everyone(cohort, run, Path(scores), judged, name, progress)
 
-# %% ../nbs/20_fit.ipynb #c054
+# %% ../nbs/20_fit.ipynb #c059
 def _fit_everyone(cohort, run, scores, judged, name, progress):
     "The work of `fit_everyone`."
     cases, here = development(find_cases(cohort.folder, cohort.layout)), at_home(cohort, run)
-    cfg,plain = stored_config(judged['recipe']), _fingerprint(cases)
+    cfg,plain = stored_config(judged['recipe']), cases_hash(cases)
     if keyed(at_home(cohort, scores), plain)!=judged['data_hash']: raise RunError(f"the cross-validation in `{scores.name}` was made on other data than `{cohort.folder.name}`; cross-validate again, or give its cohort")
     whole = keyed(here, plain)
     split = dict(layout=cases[0].layout, protocol='patient', fold=None, train=sorted({patient_id(c.patient) for c in cases}), test=[])

@@ -1,4 +1,4 @@
-"""From a scan to an outline, its volume, and how far to trust it: no torch, no download, no graphics card
+"""From a scan to an outline, its volume, and warnings where it looks doubtful: no torch, no download, no graphics card
 
 Docs: https://neuroseg.github.io/neuroseg/infer.html.md"""
 

@@ -8,12 +8,12 @@ Docs: https://neuroseg.github.io/neuroseg/losses.html.md"""
 __all__ = ['soft_dice', 'SegmentationLoss', 'ThesisDiceLoss', 'DiceBCELoss', 'slice_overlap', 'SliceTverskyBCELoss',
            'MixedDiceBCELoss']
 
-# %% ../nbs/09_losses.ipynb #c002
+# %% ../nbs/09_losses.ipynb #c003
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-# %% ../nbs/09_losses.ipynb #c005
+# %% ../nbs/09_losses.ipynb #c006
 def soft_dice(
     prob:torch.Tensor, # `(B,1,H,W)` in [0, 1]
     targ:torch.Tensor, # `(B,1,H,W)` in [0, 1]
@@ -23,19 +23,19 @@ def soft_dice(
     prob,targ = prob.float(),targ.float()
     return (2*(prob*targ).sum() + smooth) / (prob.sum() + targ.sum() + smooth)
 
-# %% ../nbs/09_losses.ipynb #c019
+# %% ../nbs/09_losses.ipynb #c020
 class SegmentationLoss(nn.Module):
     "Base: logits in, probability by sigmoid, mask by threshold."
     def __init__(self, threshold:float=.5): super().__init__(); self.threshold = threshold
     def activation(self, logits): return logits.sigmoid() # to probabilities
     def decodes(self, prob): return prob > self.threshold # probabilities to a mask
 
-# %% ../nbs/09_losses.ipynb #c022
+# %% ../nbs/09_losses.ipynb #c023
 class ThesisDiceLoss(SegmentationLoss):
     "1 - soft Dice over the flattened batch, smooth 1: the thesis' loss."
     def forward(self, logits, targ): return 1 - soft_dice(self.activation(logits), targ)
 
-# %% ../nbs/09_losses.ipynb #c025
+# %% ../nbs/09_losses.ipynb #c026
 class DiceBCELoss(SegmentationLoss):
     "Cross-entropy for every pixel plus Dice for the lesion as a whole."
     def __init__(self, dice_weight:float=1., bce_weight:float=1., threshold:float=.5):
@@ -46,7 +46,7 @@ class DiceBCELoss(SegmentationLoss):
         bce = F.binary_cross_entropy_with_logits(logits, targ)
         return self.bce_weight*bce + self.dice_weight*(1 - soft_dice(logits.sigmoid(), targ))
 
-# %% ../nbs/09_losses.ipynb #c033
+# %% ../nbs/09_losses.ipynb #c035
 def slice_overlap(
     prob:torch.Tensor, # `(B,1,H,W)` in [0, 1]
     targ:torch.Tensor, # `(B,1,H,W)` in [0, 1]
@@ -61,7 +61,7 @@ def slice_overlap(
     lesion = (true>=1).float()
     return 1 - ((1-overlap)*lesion).sum()/lesion.sum().clamp_min(1)
 
-# %% ../nbs/09_losses.ipynb #c037
+# %% ../nbs/09_losses.ipynb #c039
 class SliceTverskyBCELoss(SegmentationLoss):
     "Cross-entropy for every pixel plus Tversky's overlap, averaged over the slices that hold tumour."
     def __init__(self, missed:float=.5, wrong:float=.5, threshold:float=.5):
@@ -72,7 +72,7 @@ class SliceTverskyBCELoss(SegmentationLoss):
         overlap = slice_overlap(logits.sigmoid(), targ, missed=self.missed, wrong=self.wrong)
         return F.binary_cross_entropy_with_logits(logits, targ) + 1 - overlap
 
-# %% ../nbs/09_losses.ipynb #c045
+# %% ../nbs/09_losses.ipynb #c048
 class MixedDiceBCELoss(SegmentationLoss):
     "Cross-entropy for every pixel plus Dice, one part of it pooled over the batch and the other slice by slice."
     def __init__(self, slice_weight:float=.5, threshold:float=.5):

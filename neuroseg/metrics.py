@@ -263,7 +263,13 @@ def thesis_batches(
     dices = [batch_soft_dice(prob[i:i+batch_size], targ[i:i+batch_size], smooth=smooth) for i in starts]
     return np.array(dices), np.array([min(batch_size, len(prob)-i) for i in starts])
 
-def thesis_dice(prob, targ, *, batch_size:int=32, smooth:float=1.)->float:
+def thesis_dice(
+    prob:np.ndarray, # `(N,...)`, in the order of the test set
+    targ:np.ndarray, # Same shape
+    *,
+    batch_size:int=32, # As in `thesis_batches`
+    smooth:float=1., # As in `batch_soft_dice`
+)->float: # In [0, 1]
     "Mean of the batches' soft Dice, each batch counting one: what Keras' `evaluate` returns as the metric."
     return float(thesis_batches(prob, targ, batch_size=batch_size, smooth=smooth)[0].mean())
 
@@ -333,14 +339,16 @@ def _describe(values, *, n_boot, seed)->dict:
 class Summary(dict):
     "What `summarise` returns: a plain dict that shows itself as a table with its conditions."
     def _repr_markdown_(self):
-        def ci(s, name): return f"{s[name]:.3f} [{s[name+'_ci95'][0]:.3f}, {s[name+'_ci95'][1]:.3f}]"
+        def num(v): return '' if v is None or math.isnan(v) else f'{v:.3f}'
+        def span(a, b, words): return words.format(num(a), num(b)) if num(a) and num(b) else ''
+        def ci(s, name): return num(s.get(name)) + span(*(s.get(f'{name}_ci95') or (None,None)), ' [{}, {}]')
         def row(key, s):
-            if not s['n']: return f'| {key} | 0 | | | | | |'
-            return f"| {key} | {s['n']} | {ci(s,'mean')} | {ci(s,'median')} | {s['sd']:.3f} | {s['q1']:.3f} to {s['q3']:.3f} | {s['min']:.3f} to {s['max']:.3f} |"
+            cells = key, str(s['n']), ci(s, 'mean'), ci(s, 'median'), num(s.get('sd')), *(span(s.get(a), s.get(b), '{} to {}') for a,b in (('q1','q3'), ('min','max')))
+            return '|' + '|'.join(f' {c} ' if c else ' ' for c in cells) + '|'
         head = '| score | n | mean [95 % CI] | median [95 % CI] | sd | quartiles | range |\n|---|---|---|---|---|---|---|\n'
         return head + '\n'.join(row(k, s) for k,s in self['scores'].items()) + f"\n\n{self['conditions']}"
 
-# %% ../nbs/03_metrics.ipynb #c098
+# %% ../nbs/03_metrics.ipynb #c099
 def _check_rule(rows, keys, empty):
     "Refuse rows whose empty pairs were scored by another rule, and count those pairs (None if the rows hold no counts)."
     if not all({'tp','fp','fn'} <= r.keys() for r in rows): return None
@@ -352,7 +360,7 @@ def _check_rule(rows, keys, empty):
                 raise ConfigError(f'a row with two empty masks has {key}={value:g}, but empty={empty:g} was said; score and summarise with one rule')
     return len(pairs)
 
-# %% ../nbs/03_metrics.ipynb #c101
+# %% ../nbs/03_metrics.ipynb #c102
 def summarise(
     rows, # One dict a patient, as from `score_case` (values may be text, as read from a csv)
     *,

@@ -86,12 +86,18 @@ def forward(self:ThesisUnet, x):
 
 # %% ../nbs/10_models.ipynb #c027
 @register('thesis')
-def thesis_unet(n_in=1, pretrained=False): # There are no ImageNet weights for it; `pretrained` is ignored
+def thesis_unet(
+    n_in:int=1, # Channels of the input
+    pretrained:bool=False, # Ignored: there are no ImageNet weights for it
+)->nn.Module: # As `build_model`
     "The thesis' network by name."
     return ThesisUnet(n_in)
 
 @register('thesis_quarter')
-def thesis_quarter(n_in=1, pretrained=False):
+def thesis_quarter(
+    n_in:int=1, # Channels of the input
+    pretrained:bool=False, # Ignored: there are no ImageNet weights for it
+)->nn.Module: # As `build_model`
     "The thesis' network with a quarter of its filters."
     return ThesisUnet(n_in, widths=(16,32,64,128,256))
 
@@ -229,22 +235,31 @@ class FastUnet(nn.Module):
 
 # %% ../nbs/10_models.ipynb #c058
 @register('fast')
-def fast_unet(n_in=5, pretrained=True):
+def fast_unet(
+    n_in:int=5, # Channels of the input
+    pretrained:bool=True, # Start the encoder from ImageNet
+)->nn.Module: # As `build_model`
     "The CPU recipe's network by name."
     return FastUnet(n_in, pretrained)
 
-# %% ../nbs/10_models.ipynb #c064
+# %% ../nbs/10_models.ipynb #c065
 @register('fast_narrow')
-def fast_narrow(n_in=5, pretrained=True):
+def fast_narrow(
+    n_in:int=5, # Channels of the input
+    pretrained:bool=True, # Start the encoder from ImageNet
+)->nn.Module: # As `build_model`
     "`fast` with half the decoder."
     return FastUnet(n_in, pretrained, widths=(64,32,24,16))
 
 @register('fast_wide')
-def fast_wide(n_in=5, pretrained=True):
+def fast_wide(
+    n_in:int=5, # Channels of the input
+    pretrained:bool=True, # Start the encoder from ImageNet
+)->nn.Module: # As `build_model`
     "`fast` with twice the decoder."
     return FastUnet(n_in, pretrained, widths=(256,128,96,64))
 
-# %% ../nbs/10_models.ipynb #c066
+# %% ../nbs/10_models.ipynb #c067
 class Remixed(nn.Module):
     "A network behind a fixed mix of the input's channels."
     def __init__(self,
@@ -256,20 +271,30 @@ class Remixed(nn.Module):
         self.register_buffer('mix', torch.as_tensor(mix, dtype=torch.float32))
     def forward(self, x): return self.net(torch.einsum('oc,bchw->bohw', self.mix, x))
 
+# %% ../nbs/10_models.ipynb #c069
 @register('fast_grey')
-def fast_grey(n_in=5, pretrained=True):
+def fast_grey(
+    n_in:int=5, # Channels of the input
+    pretrained:bool=True, # Start the encoder from ImageNet
+)->nn.Module: # As `build_model`
     "`fast` on the thesis' grey mix of pre-contrast, FLAIR and post-contrast, and on the neighbours."
     grey = torch.zeros(1, n_in)
     grey[0,:3] = torch.tensor([.299, .587, .114])
     return Remixed(FastUnet(n_in-2, pretrained), torch.cat([grey, torch.eye(n_in)[3:]]))
 
 @register('fast_flair')
-def fast_flair(n_in=5, pretrained=True):
+def fast_flair(
+    n_in:int=5, # Channels of the input
+    pretrained:bool=True, # Start the encoder from ImageNet
+)->nn.Module: # As `build_model`
     "`fast` on FLAIR and its neighbours, without the other sequences."
     return Remixed(FastUnet(n_in-2, pretrained), torch.eye(n_in)[[1, *range(3, n_in)]])
 
-# %% ../nbs/10_models.ipynb #c070
+# %% ../nbs/10_models.ipynb #c073
 @register('trial')
-def trial_unet(n_in=5, pretrained=True):
+def trial_unet(
+    n_in:int=5, # Channels of the input
+    pretrained:bool=True, # Ignored: there are no ImageNet weights for it
+)->nn.Module: # As `build_model`
     "The thesis' network with four filters in place of sixty-four, for smoke runs."
     return ThesisUnet(n_in, (4,8))

@@ -7,18 +7,19 @@ Docs: https://neuroseg.github.io/neuroseg/pace.html.md"""
 # %% auto #0
 __all__ = ['Stopwatch', 'pace', 'projected_minutes', 'plain_unet']
 
-# %% ../nbs/23_pace.ipynb #c002
+# %% ../nbs/23_pace.ipynb #c003
 import time
 from dataclasses import replace
 
 import numpy as np
+from torch import nn
 
 from .core import ConfigError
 from .data import SliceSet
 from .models import ThesisUnet, register
 from .train import Callback, CancelFitException, TrainConfig, make_learner # `train` is the one module that knows fastai
 
-# %% ../nbs/23_pace.ipynb #c005
+# %% ../nbs/23_pace.ipynb #c006
 class Stopwatch(Callback):
     "Note when each training step ends, and stop after enough of them."
     order = 100 # after all that belongs to a step
@@ -29,7 +30,7 @@ class Stopwatch(Callback):
         self.ends.append(time.perf_counter())
         if len(self.ends)>self.n_steps: raise CancelFitException
 
-# %% ../nbs/23_pace.ipynb #c008
+# %% ../nbs/23_pace.ipynb #c009
 def pace(
     cfg:TrainConfig, # Recipe
     train_set:SliceSet, # Any slices of the right shape
@@ -48,7 +49,7 @@ def pace(
     return dict(network=cfg.model, precision=cfg.precision, size_px=train_set.x.shape[-1], bs=cfg.bs, n_steps=len(rates),
                 slices_per_s=float(median), slices_per_s_q25=float(q25), slices_per_s_q75=float(q75))
 
-# %% ../nbs/23_pace.ipynb #c013
+# %% ../nbs/23_pace.ipynb #c014
 def projected_minutes(
     slices_per_s:float, # From `pace`
     n_slices:int, # Slices an epoch
@@ -57,8 +58,11 @@ def projected_minutes(
     "How long a schedule takes at a rate."
     return n_slices*epochs/slices_per_s/60
 
-# %% ../nbs/23_pace.ipynb #c017
+# %% ../nbs/23_pace.ipynb #c018
 @register('unet32')
-def plain_unet(n_in=3, pretrained=False): # There are no ImageNet weights for it; `pretrained` is ignored
+def plain_unet(
+    n_in:int=3, # Channels of the input
+    pretrained:bool=False, # Ignored: there are no ImageNet weights for it
+)->nn.Module: # As `models.build_model`
     "A plain U-Net of 32 to 512 filters, the usual size on this data set (Buda et al. 2019)."
     return ThesisUnet(n_in, (32,64,128,256,512))

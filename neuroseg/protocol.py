@@ -88,7 +88,7 @@ def neighbouring_masks(
         guess[k] = np.tensordot(weight/weight.sum(), masks[at].astype(np.float32), 1)
     return guess
 
-# %% ../nbs/26_protocol.ipynb #c021
+# %% ../nbs/26_protocol.ipynb #c023
 def mean_lesion(
     masks:np.ndarray, # Masks that were learnt from `(N,Y,X)`, values in [0, 1]
 )->np.ndarray: # `(Y,X)`, boolean

@@ -6,9 +6,9 @@ Docs: https://neuroseg.github.io/neuroseg/splits.html.md"""
 
 # %% auto #0
 __all__ = ['LESION_PX', 'FOLDS', 'PROTOCOLS', 'deal_out', 'stratified_folds', 'development', 'sealed', 'case_folds',
-           'check_leakage', 'fold_split', 'thesis_split', 'thesis_order', 'SEALED', 'patient_id']
+           'check_leakage', 'fold_split', 'thesis_split', 'SEALED', 'patient_id']
 
-# %% ../nbs/06_splits.ipynb #c002
+# %% ../nbs/06_splits.ipynb #c003
 import math
 from collections import Counter
 
@@ -20,7 +20,7 @@ from .io import natural_key
 
 _all_ = ['SEALED', 'patient_id']
 
-# %% ../nbs/06_splits.ipynb #c005
+# %% ../nbs/06_splits.ipynb #c006
 def deal_out(
     patients:list, # Identifiers
     institution:dict, # Patient to institution
@@ -42,7 +42,7 @@ def deal_out(
                 here[k] += 1; size[k] += 1; px[k] += lesion_px[block[j]]
     return fold, px/np.maximum(size, 1)
 
-# %% ../nbs/06_splits.ipynb #c008
+# %% ../nbs/06_splits.ipynb #c009
 def stratified_folds(
     patients, # Identifiers, in any order
     institution, # Of each patient
@@ -62,7 +62,7 @@ def stratified_folds(
     deals = (deal_out(sorted(patients), place, px, n_folds, rng) for _ in range(n_deals))
     return min(deals, key=lambda d: np.ptp(d[1]))[0]
 
-# %% ../nbs/06_splits.ipynb #c013
+# %% ../nbs/06_splits.ipynb #c014
 # Patient (prefix TCGA_) and tumour pixels in all slices, a fold each
 _DEVELOPMENT = (
     '''CS_5393 29990, CS_6188 2068, CS_6667 8017, DU_5871 38265, DU_6404 18399, DU_7014 68295, DU_7019 19208, DU_7300 10584, DU_8163 4443,
@@ -80,7 +80,7 @@ _DEVELOPMENT = (
 LESION_PX = {f'TCGA_{p}': int(px) for fold in _DEVELOPMENT for p,px in (row.split() for row in fold.split(','))} # development patients to tumour pixels
 FOLDS = {f'TCGA_{row.split()[0]}': k for k,fold in enumerate(_DEVELOPMENT) for row in fold.split(',')} # development patients to fold
 
-# %% ../nbs/06_splits.ipynb #c019
+# %% ../nbs/06_splits.ipynb #c020
 def development(
     cases:list, # `neuroseg.cases.Case`, of any cohort
 )->list: # Those whose patients are not sealed
@@ -93,7 +93,7 @@ def sealed(
     "Cases of the final test: scored once for a release, never looked at before."
     return [c for c in cases if patient_id(c.patient) in SEALED]
 
-# %% ../nbs/06_splits.ipynb #c022
+# %% ../nbs/06_splits.ipynb #c023
 def case_folds(
     cases:list, # `neuroseg.cases.Case`, none sealed
     *,
@@ -107,7 +107,7 @@ def case_folds(
     place,px = [cs[0].institution or '' for cs in new.values()], [sum(c.lesion_px for c in cs) for cs in new.values()]
     return (stratified_folds(new, place, px, n_folds, seed) if new else {}) | {p: FOLDS[p] for p in map(lambda c: patient_id(c.patient), cases) if p in FOLDS}
 
-# %% ../nbs/06_splits.ipynb #c025
+# %% ../nbs/06_splits.ipynb #c026
 PROTOCOLS = ('patient', 'thesis')
 
 def check_leakage(
@@ -128,7 +128,7 @@ def check_leakage(
         raise LeakageError(f"{len(train & SEALED)} sealed patient(s) are to be trained on ({min(train & SEALED)}...); leave them out with `development`")
     return both
 
-# %% ../nbs/06_splits.ipynb #c028
+# %% ../nbs/06_splits.ipynb #c029
 def fold_split(
     cases:list, # `neuroseg.cases.Case`; sealed ones are left out
     fold:int, # The fold to test on
@@ -144,7 +144,7 @@ def fold_split(
     check_leakage([c.patient for c in train], [c.patient for c in test])
     return train, test
 
-# %% ../nbs/06_splits.ipynb #c032
+# %% ../nbs/06_splits.ipynb #c033
 def thesis_split(
     n:int, # Slices
     *,
@@ -156,10 +156,3 @@ def thesis_split(
     if not 0<n_test<n: raise ConfigError(f"thesis_split: {n} slices at test_size={test_size} leave one side empty; give more slices")
     drawn = np.random.RandomState(seed).permutation(n)
     return drawn[n_test:], drawn[:n_test]
-
-# %% ../nbs/06_splits.ipynb #c035
-def thesis_order(
-    cases:list, # `neuroseg.cases.Case` of slices
-)->list: # `(patient, image, mask)` of every slice
-    "All slices of a cohort in the order that `thesis_split` counts them in: patients by name, slices by number."
-    return [(patient_id(c.patient), f, m) for c in sorted(cases, key=lambda c: natural_key(c.case)) for f,m in zip(c.images, c.masks)]

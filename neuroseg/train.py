@@ -59,7 +59,7 @@ class TrainConfig:
     schedule:str = 'one_cycle' # 'one_cycle' or 'flat'
     lr:float = 1.5e-3 # Largest learning rate
     wd:float = .01 # Weight decay
-    epochs:int = 8 # Passes
+    epochs:int = 8 # Passes over the training slices
     bs:int = 16 # Slices a batch
     slices_per_epoch:int|None = None # Slices drawn an epoch; None: as many as there are
     sampling:str = 'patient' # 'patient' (see `draw_epoch`) or 'all' (every slice once)
@@ -69,7 +69,7 @@ class TrainConfig:
     keep:str = 'last' # Weights handed out at the end: 'last', or 'best' by validation loss
     patience:int|None = None # Stop after so many epochs without a better validation loss
     precision:str = 'float32' # 'float32' or 'bfloat16' (faster where the CPU has it)
-    layers:str = 'all' # That learn: 'all', or only some of a network that has learnt before, see `open_layers`
+    layers:str = 'all' # Which layers are trained: 'all', or some of a network that has learnt before, see `open_layers`
     seed:int = 0 # Fixes every random draw
     members:int = 1 # Networks that are averaged, trained alike but for their seed; see `fit.train_members`, since `train` trains one
     eps:float = 1e-8 # Adam's epsilon: PyTorch's default; Keras' is 1e-7
@@ -90,7 +90,7 @@ THESIS_RECIPE = TrainConfig(model='thesis', pretrained=False, n_in=1, prep=Prep(
 
 # %% ../nbs/11_train.ipynb #c016
 def config_dict(
-    cfg:TrainConfig
+    cfg:TrainConfig, # Any
 )->dict: # JSON-ready
     "The configuration as plain values."
     return asdict(cfg)
@@ -283,8 +283,8 @@ def open_layers(
 
 # %% ../nbs/11_train.ipynb #c066
 def make_learner(
-    cfg:TrainConfig,
-    train_set:SliceSet,
+    cfg:TrainConfig, # Recipe
+    train_set:SliceSet, # To learn from
     valid_set:SliceSet, # Watched, never trained on
     *,
     valid_bs:int=None, # Batch of validation; default: `cfg.valid_bs`
@@ -309,8 +309,8 @@ def make_learner(
 LRFound = namedtuple('LRFound', 'lr lrs losses')
 
 def find_lr(
-    cfg:TrainConfig,
-    train_set:SliceSet,
+    cfg:TrainConfig, # Recipe
+    train_set:SliceSet, # To learn from
     *,
     n_steps:int=100, # Steps of the mock training
     lr_from:float=1e-6, # Rate of its first step
@@ -325,7 +325,7 @@ def find_lr(
 
 # %% ../nbs/11_train.ipynb #c076
 def save_weights(
-    learn:Learner,
+    learn:Learner, # From `make_learner`
     path:Path, # `.safetensors`
 ):
     "The weights that a run hands out: the average where there is one."
@@ -352,7 +352,7 @@ def _opening(path, is_what):
         raise RunError(f"`{Path(path).name}` in `{Path(path).parent.name}` is damaged or not {is_what}; delete it to start again") from e
 
 def load_weights(
-    model:nn.Module,
+    model:nn.Module, # The network that they belong to
     path:Path, # `.safetensors`
 )->nn.Module: # The same module, in eval mode
     "Fill a network with stored weights."
@@ -365,7 +365,7 @@ def load_weights(
 
 # %% ../nbs/11_train.ipynb #c086
 def learner_state(
-    learn:Learner,
+    learn:Learner, # That has trained
 )->dict: # Name to tensor
     "Weights, optimiser state and weight average as one flat dict of tensors."
     out = {f'model.{k}':v for k,v in learn.model.state_dict().items()}
@@ -375,7 +375,7 @@ def learner_state(
 
 # %% ../nbs/11_train.ipynb #c090
 def save_checkpoint(
-    learn:Learner,
+    learn:Learner, # That has trained
     path:Path, # `.safetensors`
     meta:dict, # JSON-ready facts: next epoch, history, best
 ):
@@ -397,7 +397,7 @@ def _like(v, ref):
     return torch.empty_like(ref, dtype=v.dtype).copy_(v) if v.shape==ref.shape else v
 
 def load_checkpoint(
-    learn:Learner,
+    learn:Learner, # From `make_learner`
     path:Path, # `.safetensors` written by `save_checkpoint`
 )->dict: # Its facts
     "Put a run back to where `save_checkpoint` left it."
@@ -473,7 +473,7 @@ def after_epoch(self:Checkpoint):
 def resume(
     learn:Learner, # As `make_learner` makes it
     folder:Path, # Of the run
-    cfg:TrainConfig,
+    cfg:TrainConfig, # Of this run
     data:list, # Fingerprints of the slices to train on and to watch
 )->dict|None: # Facts of the checkpoint that was loaded; None where there is none
     "Load the checkpoint of a folder if it belongs to this run; refuse it if it belongs to another."
@@ -489,7 +489,7 @@ def resume(
 # %% ../nbs/11_train.ipynb #c111
 def finished(
     meta:dict|None, # Facts of a checkpoint
-    cfg:TrainConfig,
+    cfg:TrainConfig, # Of its run
 )->bool:
     "Whether a run has come to its end, by its epochs or by its patience."
     if not meta: return False
@@ -497,9 +497,9 @@ def finished(
 
 # %% ../nbs/11_train.ipynb #c113
 def hand_out(
-    learn:Learner,
+    learn:Learner, # That has come to its end
     folder:Path, # Of the run
-    cfg:TrainConfig,
+    cfg:TrainConfig, # Of the run
 )->Learner: # With the weights of the run's result, in eval mode
     "Bring the run's result into the network and into `weights.safetensors`."
     if cfg.keep=='best': load_weights(learn.model, Path(folder)/'best.safetensors')
@@ -522,8 +522,8 @@ def _quiet(learn, progress):
             if hasattr(learn, 'b_float16'): learn.b_float16.close()
 
 def train(
-    cfg:TrainConfig,
-    train_set:SliceSet,
+    cfg:TrainConfig, # Recipe
+    train_set:SliceSet, # To learn from
     valid_set:SliceSet, # Watched every epoch; decides only where `cfg.keep` or `cfg.patience` say so
     folder:Path, # Gets config.json, history.csv, checkpoint.safetensors, weights.safetensors
     *,
@@ -554,7 +554,10 @@ class ZeroMean(nn.Module):
     def forward(self, x): return (x-.5)*4
 
 @register('dynamic')
-def dynamic_unet(n_in=5, pretrained=True):
+def dynamic_unet(
+    n_in:int=5, # Channels of the input
+    pretrained:bool=True, # Start the encoder from ImageNet
+)->nn.Module: # As `models.build_model`
     "fastai's DynamicUnet around EfficientNet-lite0: pixel-shuffle upsampling, a skip wherever the size changes, the image itself joined at the end."
     e = lite0_encoder(n_in, pretrained)
     unet = DynamicUnet(nn.Sequential(nn.Sequential(ZeroMean(), e.conv_stem, e.bn1), *e.blocks), 1, (64,64))

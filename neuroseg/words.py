@@ -16,13 +16,13 @@ from .core import ConfigError
 LANGUAGES = dict(en='English', fr='Français')
 
 TEXTS = dict( # key: English, French
-    tagline=('Outlines brain tumours in MRI and tells how far to trust the outline', "Délimite les tumeurs cérébrales en IRM et dit jusqu'où se fier au contour"),
+    tagline=('Outlines brain tumours in MRI, and warns where the outline looks doubtful', 'Délimite les tumeurs cérébrales en IRM, et avertit quand le contour paraît douteux'),
     notice=('Research use only. Not a medical device: not for diagnosis or treatment.', "Réservé à la recherche. Ce n'est pas un dispositif médical : ni diagnostic, ni traitement."),
     model=('Model', 'Modèle'), your_data=('Your data', 'Vos données'),
     privacy=('Nothing leaves the machine that runs this page. Files and results are kept in its memory only, but for a temporary folder that exists while they are read; two minutes after you close the page they are forgotten.',
              "Rien ne quitte la machine qui sert cette page. Fichiers et résultats ne sont gardés que dans sa mémoire, hormis un dossier temporaire pendant la lecture ; deux minutes après la fermeture de la page, ils sont oubliés."),
-    dice_note=("Dice is the overlap with an expert's outline, of patients that the model never saw: 0 none, 1 the same. Two experts agree to about 0.84.",
-               "Le Dice mesure le recouvrement avec le contour d'un expert, sur des patients que le modèle n'a jamais vus : 0 nul, 1 identique. Deux experts s'accordent à environ 0,84."),
+    dice_note=("Dice is the overlap with an expert's outline, of patients that the model never saw: 0 none, 1 the same. For this kind of tumour the agreement of two experts is quoted as about 0.84; it was not measured on these scans.",
+               "Le Dice mesure le recouvrement avec le contour d'un expert, sur des patients que le modèle n'a jamais vus : 0 nul, 1 identique. Pour ce type de tumeur, l'accord de deux experts est estimé à environ 0,84 ; il n'a pas été mesuré sur ces images."),
     name=('name', 'nom'), made=('made', 'créé'), learnt_from=('learnt from', 'appris de'), patients=('patients', 'patients'), slices=('slices', 'coupes'),
     threshold_word=('threshold', 'seuil'), licence=('licence', 'licence'),
     own_model=('A model of your own', 'Votre propre modèle'), own_model_files=('ONNX file and its card (JSON)', 'Fichier ONNX et sa fiche (JSON)'),
@@ -48,7 +48,7 @@ TEXTS = dict( # key: English, French
     pre=('T1', 'T1'), flair=('FLAIR', 'FLAIR'), post=('T1 contrast', 'T1 contraste'),
     axial=('axial', 'axiale'), coronal=('coronal', 'coronale'), sagittal=('sagittal', 'sagittale'),
     slice_of=('{plane} slice {k} of {n}', 'coupe {plane} {k} sur {n}'), lesion_here=('lesion outlined: {area} {unit} in this slice', 'lésion délimitée : {area} {unit} dans cette coupe'),
-    no_lesion_here=('no lesion in this slice', 'pas de lésion dans cette coupe'), probability_here=('probability of tumour, from transparent (0) to bright (1)', 'probabilité de tumeur, de transparent (0) à clair (1)'),
+    no_lesion_here=('nothing outlined in this slice', 'rien de délimité dans cette coupe'), probability_here=('probability of tumour, from transparent (0) to bright (1)', 'probabilité de tumeur, de transparent (0) à clair (1)'),
     difference_here=('both (blue), model only (orange), reference only (green)', 'les deux (bleu), modèle seul (orange), référence seule (vert)'),
     only_slice=('the picture', "l'image"), sides=('RLAPSI', 'DGAPSI'), colon=(': ', ' : '), # sides: right, left, anterior, posterior, superior, inferior
     lesion=('Lesion, {unit}', 'Lésion, {unit}'), confidence=('Confidence', 'Confiance'), slices_found=('Slices', 'Coupes'), slices_help=('Slices with lesion, of all', 'Coupes avec lésion, sur toutes'), pieces=('Pieces', 'Morceaux'),

@@ -4,7 +4,7 @@ import pytest
 from scipy import ndimage
 
 from neuroseg.core import ConfigError, InputError, ShapeError
-from neuroseg.masks import (CONNECTIVITY, boundary, check_mask, check_spacing, components, drop_small, fill_holes, largest_component,
+from neuroseg.masks import (CONNECTIVITY, boundary, check_mask, check_spacing, components, fill_holes, largest_component,
     lesion_stats, main_pieces, volume_ml)
 
 def random_masks(n, seed=0, ndims=(2,3)):
@@ -47,17 +47,9 @@ def test_largest_component():
         assert largest.dtype==bool and not (largest & ~mask).any()
         assert largest.sum()==(sizes.max() if n else 0) and components(largest)[1]==min(n, 1)
 
-def test_drop_small():
-    for i,mask in enumerate(random_masks(80, seed=2)):
-        labels, n = ndimage.label(mask, structure(mask.ndim, CONNECTIVITY[mask.ndim][0]))
-        expected = np.zeros_like(mask)
-        for k in range(1, n+1):
-            if (labels==k).sum()>=i%9: expected |= labels==k
-        assert np.array_equal(drop_small(mask, min_px=i%9), expected)
-
 def test_operations_that_change_nothing_the_second_time():
     for mask in random_masks(60, seed=3):
-        for f in (largest_component, fill_holes, lambda m: drop_small(m, min_px=4)):
+        for f in (largest_component, fill_holes):
             once = f(mask)
             assert np.array_equal(f(once), once)
 
@@ -82,7 +74,7 @@ def test_boundary_agrees_with_scipy_erosion():
 def test_inputs_are_not_changed():
     for mask in random_masks(20, seed=6):
         before = mask.copy()
-        for f in (largest_component, fill_holes, boundary, lesion_stats, lambda m: drop_small(m, min_px=3)): f(mask)
+        for f in (largest_component, fill_holes, boundary, lesion_stats): f(mask)
         assert np.array_equal(mask, before)
 
 def test_results_are_new_arrays():
@@ -95,7 +87,7 @@ def test_results_are_new_arrays():
 def test_arrays_without_pixels(shape):
     mask = np.zeros(shape, bool)
     assert components(mask)[1]==0
-    for f in (largest_component, fill_holes, boundary, lambda m: drop_small(m, min_px=3)): assert f(mask).shape==shape
+    for f in (largest_component, fill_holes, boundary): assert f(mask).shape==shape
     assert lesion_stats(mask)['n_px']==0
 
 def test_volume_by_hand():

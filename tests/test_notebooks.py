@@ -43,7 +43,7 @@ def test_a_hand_edit_is_seen(repo_copy):
 def test_lessons_show_and_assert(root, constants):
     rows = all_lessons(root/'nbs')
     total = sum(rows.values(), Lessons())
-    table = '\n'.join(f'{name}: {r.share("shown"):.0%} shown, {r.share("asserted"):.0%} asserted of {r.defined}' for name, r in rows.items())
+    table = '\n'.join(f'{name}: {r.share("shown"):.0%} shown, {r.share("asserted"):.0%} asserted of {r.defined}; not shown: {", ".join(r.missing)}' for name, r in rows.items())
     assert total.defined > 0
     assert total.share('shown') >= constants['shown'], table
     assert total.share('asserted') >= constants['asserted'], table
@@ -55,10 +55,14 @@ def book(*cells): return {'cells': [dict(cell_type='code', source=s, metadata={}
 @pytest.mark.parametrize('cells,counted', [
     (['#| export\ndef f(): pass', 'f()', 'assert f() is None'], (1, 1, 1)),
     (['#| export\ndef f(): pass', '#| export\ndef g(): pass', 'g()'], (2, 1, 0)),
+    (['#| export\ndef f(): pass\ndef g(): pass', 'assert g() is None'], (2, 1, 1)),
+    (['#| export\ndef f(): pass\ndef _g(): pass', 'f = 1', '1'], (1, 0, 0)),
+    (['#| export\n@patch\ndef f(self:A): pass', 'a.f()'], (1, 1, 0)),
     (['#| export\ndef f(): pass', '#| hide\ntest_eq(f(), None)'], (1, 0, 1)),
     (['#| export\nX = 1', 'assert X'], (0, 0, 0)),
-    (['#| export\nclass A: pass', '# assert nothing\n"assert"'], (1, 1, 0)),
+    (['#| export\nclass A: pass', '# assert nothing\nA, "assert"'], (1, 1, 0)),
     (['#| export\ndef f(): pass', 'with expect_fail(ValueError): f(1)'], (1, 1, 1)),
+    (['#| export\ndef f(): pass', 'from a import f', '"f"'], (1, 0, 0)),
 ])
 def test_lessons_are_counted(cells, counted):
     got = lessons(book(*cells))

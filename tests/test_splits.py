@@ -8,7 +8,7 @@ import pytest
 
 from neuroseg.cases import Case
 from neuroseg.core import ConfigError, LeakageError
-from neuroseg.splits import (FOLDS, LESION_PX, SEALED, case_folds, check_leakage, development, fold_split, patient_id, sealed, stratified_folds, thesis_order, thesis_split)
+from neuroseg.splits import (FOLDS, LESION_PX, SEALED, case_folds, check_leakage, development, fold_split, patient_id, sealed, stratified_folds, thesis_split)
 
 
 def case(name, px=0, institution='PH', n=2):
@@ -138,10 +138,3 @@ def test_thesis_counts():
 @pytest.mark.parametrize('n,kw', [(0, {}), (1, {}), (10, dict(test_size=0)), (10, dict(test_size=1))])
 def test_thesis_split_refuses_an_empty_side(n, kw):
     with pytest.raises(ConfigError, match='leave one side empty'): thesis_split(n, **kw)
-
-
-def test_thesis_order_is_by_patient_and_number():
-    cases = [case('TCGA_PH_0002_20000101', n=11), case('TCGA_PH_0001_20000101', n=3)]
-    order = thesis_order(cases)
-    assert [p for p, _, _ in order] == ['TCGA_PH_0001']*3 + ['TCGA_PH_0002']*11
-    assert [f.stem.split('_')[-1] for _, f, _ in order[3:]] == [str(i) for i in range(1, 12)]
