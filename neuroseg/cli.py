@@ -371,14 +371,15 @@ def _unseen(args, facts, cases, cohort): # How many the model has learnt from, i
 # %% ../nbs/18_cli.ipynb #c076
 def _evaluate(args, cohort, segmenter):
     "The work of `evaluate`."
-    from neuroseg.core import atomic_dir, hash_files, record_run, write_json
+    from neuroseg.cases import cases_hash
+    from neuroseg.core import atomic_dir, record_run, write_json
     from neuroseg.evaluate import evaluate_cases, summary_of, write_rows
     from neuroseg.privacy import keyed, safe_facts, safe_rows
     cases, card = cohort_cases(args.cohort, layout=args.layout, fold=args.fold), segmenter.card
     split = f"{len(cases)} cases{'' if args.fold is None else f' of fold {args.fold}'}, {_unseen(args, card.facts, cases, cohort)}"
     how, scored = dict(flips=args.flips, flair_only=args.flair_only, surface=args.surface, threshold=card.threshold), replace(cohort, cases=tuple(cases))
     params = how | dict(model=card.name, version=card.version, sha256=card.sha256, fold=args.fold) | (dict(cohort=cohort.facts) if cohort.private else {})
-    with atomic_dir(args.out) as tmp, record_run(params, keyed(cohort, hash_files(f for c in cases for f in (*c.images, *c.masks) if f))) as rec:
+    with atomic_dir(args.out) as tmp, record_run(params, keyed(cohort, cases_hash(cases))) as rec:
         rows = evaluate_cases(cases, segmenter, empty=args.empty, progress=sys.stderr.isatty(), **how)
         summary = safe_facts(summary_of(rows, empty=args.empty, split=split, seeds=(card.facts.get('recipe') or {}).get('seed', 0)), scored)
         write_rows(tmp/'patients.csv', safe_rows(rows, scored)); write_json(tmp/'summary.json', summary)

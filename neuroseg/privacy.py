@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from . import core
-from .cases import find_cases, find_layout
+from .cases import case_files, find_cases, find_layout
 from .core import ConfigError, InputError, NeurosegError, OutputError, RunError, ShapeError, need, read_json, write_json
 
 # %% ../nbs/27_privacy.ipynb #c007
@@ -153,7 +153,7 @@ def names_in(
     "The words by which a cohort's folder, patients and files could be known."
     number, said = opaque(cohort), {}
     for c in cohort.cases:
-        for f in filter(None, (*c.images, *c.masks)):
+        for f in case_files([c]):
             said[f.name] = said[f.name.split('.')[0]] = '<file>'
         said[c.case] = said[c.folder.name] = number[c.patient]
         if parts and not is_public_id(c.patient): said |= {w: number[c.patient] for w in re.split(r'[\W_\d]+', c.patient) if len(w)>2}
