@@ -53,10 +53,10 @@ export: $(INSTALLED) ## Write neuroseg/ from the notebooks, and clean them
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 
-readme: $(INSTALLED) ## Run nbs/index.ipynb and write README.md from it
-	$(HEADLESS) $(BIN)/nbdev-test nbs/index.ipynb --save
-	$(BIN)/nbdev-clean --fname nbs/index.ipynb
+readme: $(INSTALLED) ## Write README.md and MODEL_CARD.md from their notebooks, freshly run
+	for page in index model_card; do $(HEADLESS) $(BIN)/nbdev-test nbs/$$page.ipynb --save && $(BIN)/nbdev-clean --fname nbs/$$page.ipynb || exit 1; done
 	$(BIN)/python nbs/_build.py readme README.md
+	$(BIN)/python nbs/_build.py card MODEL_CARD.md
 
 docs: $(INSTALLED) ## Build the site into _docs and check its links
 	$(BIN)/python nbs/_build.py site _docs
@@ -65,4 +65,4 @@ app: $(INSTALLED) ## Start the web application on this machine
 	$(BIN)/neuroseg app
 
 clean: ## Remove what the targets build, but .venv and reports
-	rm -rf _proc _docs build dist *.egg-info $(SAMPLE) nbs/nbdev.yml nbs/sidebar.yml
+	rm -rf _proc _docs build dist *.egg-info $(SAMPLE) nbs/nbdev.yml

@@ -1,9 +1,11 @@
-"""Make the README and the docs site from the notebooks, without the Quarto binary that nbdev would ask for.
+"""Make the README, the model card and the docs site from the notebooks, without the Quarto binary that nbdev would ask for.
 
     python nbs/_build.py readme README.md    # index.ipynb through nbconvert
+    python nbs/_build.py card MODEL_CARD.md  # model_card.ipynb alike
     python nbs/_build.py site _docs          # pages staged by nbdev, reports beside them, rendered by smalldocs
 """
 import json, re, shutil, subprocess, sys
+from functools import partial
 from pathlib import Path
 from posixpath import normpath
 
@@ -11,11 +13,14 @@ import nbformat
 import yaml
 from nbconvert import MarkdownExporter
 from nbdev.config import get_config, nbpath2html
-from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
+from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
+from neuroseg.claims import PAGES
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
+# Pages of the site that are files of the repository
+RECORD = {'reports/index.md': 'reports/README.md', 'ledger.md': 'CLAIMS.md', 'datasheet.md': 'DATASHEET.md'}
 # The target of a Markdown link or picture, and of an HTML one
 LINK = re.compile(r'(\]\(|(?:src|href)=")([^)"\s]+)')
 
@@ -31,9 +36,12 @@ def relink(
     return LINK.sub(_one, text)
 
 
-def readme(dest:Path):
-    "Write `index.ipynb` as Markdown: no front matter, no hidden cells, no directives, links from the repository's root."
-    nb = nbformat.read(ROOT/'nbs/index.ipynb', as_version=4)
+def page(
+    name:str, # Of a notebook in nbs/, without its ending
+    dest:Path, # Markdown
+):
+    "Write a notebook as Markdown: no front matter, no hidden cells, no directives, links from the repository's root."
+    nb = nbformat.read(ROOT/f'nbs/{name}.ipynb', as_version=4)
     cells = []
     for cell in nb.cells:
         directives = re.findall(r'^#\|\s*(\w+)', cell.source, re.M)
@@ -44,7 +52,7 @@ def readme(dest:Path):
     exporter = MarkdownExporter(config=Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags={'remove-input'})))
     for cell in nb.cells: cell.metadata.pop('execution', None) # nbdev-test notes seconds there, which nbformat does not allow
     text, resources = exporter.from_notebook_node(nb)
-    if resources['outputs']: raise SystemExit(f"README: index.ipynb has pictures among its outputs ({', '.join(resources['outputs'])}); link to one under reports/ instead")
+    if resources['outputs']: raise SystemExit(f"{dest.name}: {name}.ipynb has pictures among its outputs ({', '.join(resources['outputs'])}); link to one under reports/ instead")
     text = relink(re.sub(r'\n{3,}', '\n\n', text), lambda path: normpath(f'nbs/{path}'))
     dest.write_text(text.strip() + '\n', encoding='utf-8')
 
@@ -56,23 +64,45 @@ def staged(
     return nbpath2html(Path(page)).with_suffix('.ipynb').as_posix()
 
 
-def stage_reports(stage:Path):
-    "Put the committed runs beside the pages: their notebooks become pages, their figures and tables are there to link to."
-    if not (ROOT/'reports').is_dir(): return
-    shutil.copytree(ROOT/'reports', stage/'reports', ignore=shutil.ignore_patterns('smoke', 'gpu', 'private*', '*.html'), dirs_exist_ok=True)
-    index = stage/'reports/README.md'
-    if index.exists(): index.rename(index.with_name('index.md'))
+def site_path(
+    file:str, # From the repository's root
+    stage:Path, # The folder of the staged site
+    cfg, # nbdev's configuration
+)->str: # A page or file of the site, else the file in the repository
+    "Where something that the repository holds is found by a reader of the site."
+    run = re.fullmatch(r'reports/([^/]+)/cpu/notebook\.(?:ipynb|html)', file)
+    if run and (ROOT/f'nbs/studies/{run[1]}.ipynb').exists(): file = f'nbs/studies/{run[1]}.ipynb' # the study's page is its run
+    file = PAGES.get(file) or file # a page that is written by a notebook is that notebook
+    if file.startswith('nbs/') and file.endswith('.ipynb'): return f"/{staged(file.removeprefix('nbs/'))}"
+    staged_as = {source: name for name,source in RECORD.items()}.get(file, file)
+    return f'/{staged_as}' if staged_as in RECORD or (stage/file).exists() else f'{cfg.git_url}/blob/{cfg.branch}/{file}'
 
 
-def stage_datasheet(
+def stage_reports(
     stage:Path, # The folder of the staged site
     cfg, # nbdev's configuration
 ):
-    "Put the datasheet of the cohorts beside the pages."
-    def _target(path):
-        if path.startswith('nbs/') and path.endswith('.ipynb'): return f"/{staged(path.removeprefix('nbs/'))}"
-        return f'/{path}' if (stage/path).exists() else f'{cfg.git_url}/blob/{cfg.branch}/{path}'
-    (stage/'datasheet.md').write_text(relink((ROOT/'DATASHEET.md').read_text(encoding='utf-8'), _target), encoding='utf-8')
+    "Show each study as it ran; put the figures and tables of all runs beside the pages, and what else is on record."
+    shutil.copytree(ROOT/'reports', stage/'reports', ignore=shutil.ignore_patterns('smoke', 'gpu', 'private*', '*.html', '*.ipynb', '*.md'), dirs_exist_ok=True)
+    for page in (stage/'studies').glob('*.ipynb'):
+        if (run := ROOT/'reports'/page.stem/'cpu').is_dir(): stage_run(page, run, cfg)
+    for name,source in RECORD.items():
+        def _target(path): return site_path(normpath(f'{Path(source).parent.as_posix()}/{path}'), stage, cfg)
+        (stage/name).write_text(relink((ROOT/source).read_text(encoding='utf-8'), _target), encoding='utf-8')
+
+
+def stage_run(
+    page:Path, # A study as nbdev staged it: without outputs
+    run:Path, # Its committed run
+    cfg, # nbdev's configuration
+):
+    "Put the run in the study's place, under the study's title, with a line on where it comes from."
+    shown, ran, record = (json.loads(f.read_text(encoding='utf-8')) for f in (page, run/'notebook.ipynb', run/'run.json'))
+    folder = f"{cfg.git_url}/tree/{cfg.branch}/{run.relative_to(ROOT).as_posix()}"
+    line = f"*As it ran on {record['started'][:10]}, by code `{(record['commit'] or 'unknown')[:7]}`. Its [tables, figures and record]({folder}) are in the repository.*"
+    title = [c for c in shown['cells'] if c['cell_type'] == 'raw']
+    ran['cells'] = title + [dict(cell_type='markdown', id='as-it-ran', metadata={}, source=line)] + ran['cells'][1:]
+    page.write_text(json.dumps(ran), encoding='utf-8')
 
 
 def stage_page(
@@ -82,11 +112,8 @@ def stage_page(
 ):
     "Give a page the name that links to it use (`core`), and links that work inside the site."
     def _target(path):
-        inside = normpath(f'{page.parent.relative_to(stage).as_posix()}/{path}')
-        if inside.startswith('../'): # out of nbs/: a run that the site has, or else the file in the repository
-            file = inside.removeprefix('../')
-            return f'/{file}' if (stage/file).exists() else f'{cfg.git_url}/blob/{cfg.branch}/{file}'
-        return f'/{staged(inside)}' if inside.endswith('.ipynb') else path
+        file = normpath(f'nbs/{page.parent.relative_to(stage).as_posix()}/{path}')
+        return path if file.startswith('nbs/') and not file.endswith('.ipynb') else site_path(file, stage, cfg)
     def _relink(text): return relink(text.replace(f'({cfg.doc_url.rstrip("/")}/', '(/'), _target)
     nb = json.loads(page.read_text(encoding='utf-8'))
     for cell in nb['cells']:
@@ -105,17 +132,15 @@ def site(dest:Path):
     "Build the site into `dest`; any warning, such as a broken link, is an error."
     cfg = get_config(ROOT)
     refresh_quarto_yml()
-    nbdev_sidebar.__wrapped__(path=str(cfg.nbs_path))
     stage = proc_nbs(cfg.nbs_path, force=True)
     pages = sorted(stage.rglob('*.ipynb'))
-    stage_reports(stage)
+    stage_reports(stage, cfg)
     for page in pages: stage_page(page, stage, cfg)
-    stage_datasheet(stage, cfg)
     nav = yaml.safe_load((stage/'sidebar.yml').read_text())
     contents = [{**entry, 'contents': [staged(p) for p in entry['contents']]} if isinstance(entry, dict) else staged(entry)
                 for entry in nav['website']['sidebar']['contents']]
-    runs = [p.relative_to(stage).as_posix() for p in sorted((stage/'reports').rglob('*')) if p.suffix in ('.ipynb', '.md')]
-    nav['website']['sidebar']['contents'] = contents + ['datasheet.md'] + ([{'section': 'reports', 'contents': runs}] if runs else [])
+    next(entry for entry in contents if isinstance(entry, dict) and entry['section'] == 'On record')['contents'] += RECORD
+    nav['website']['sidebar']['contents'] = contents
     (stage/'sidebar.yml').write_text(yaml.safe_dump(nav, sort_keys=False))
     base = yaml.safe_load((stage/'nbdev.yml').read_text())
     del base['format-links'] # Quarto's way to offer Markdown copies; smalldocs has its own, `llms-txt`
@@ -128,5 +153,6 @@ def site(dest:Path):
 
 
 if __name__ == '__main__':
-    if len(sys.argv) != 3 or sys.argv[1] not in ('readme', 'site'): sys.exit(__doc__)
-    {'readme': readme, 'site': site}[sys.argv[1]](Path(sys.argv[2]))
+    makes = {'readme': partial(page, 'index'), 'card': partial(page, 'model_card'), 'site': site}
+    if len(sys.argv) != 3 or sys.argv[1] not in makes: sys.exit(__doc__)
+    makes[sys.argv[1]](Path(sys.argv[2]))
