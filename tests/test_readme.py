@@ -48,20 +48,26 @@ def test_a_wrong_digit_is_found(text, bad):
     assert [b.partition(':')[0] for b in unsupported(text, [(.78124, 'a'), (.9713, 'b'), (17., 'c')], quotes)] == bad
 
 
-def build(repo, dest):
-    run = subprocess.run([sys.executable, 'nbs/_build.py', 'readme', str(dest)], cwd=repo, capture_output=True, text=True)
+def build(repo, dest, what='readme'):
+    run = subprocess.run([sys.executable, 'nbs/_build.py', what, str(dest)], cwd=repo, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return dest.read_text(encoding='utf-8')
 
 
-def test_readme_is_what_the_notebook_gives(tmp_path):
-    assert build(ROOT, tmp_path/'README.md') == (ROOT/'README.md').read_text(encoding='utf-8'), 'run `make readme`'
+WRITTEN = {'readme': ('nbs/index.ipynb', 'README.md'), 'card': ('nbs/model_card.ipynb', 'MODEL_CARD.md')}
 
 
-def test_readme_is_what_a_fresh_run_gives(repo_copy):
-    "The notebook's saved tables are those that the stored runs give now."
-    nbdev('nbdev-test', repo_copy, 'nbs/index.ipynb', '--save')
-    assert build(repo_copy, repo_copy/'fresh.md') == (ROOT/'README.md').read_text(encoding='utf-8'), 'run `make readme`'
+@pytest.mark.parametrize('what', WRITTEN)
+def test_a_page_is_what_its_notebook_gives(tmp_path, what):
+    assert build(ROOT, tmp_path/'page.md', what) == (ROOT/WRITTEN[what][1]).read_text(encoding='utf-8'), 'run `make readme`'
+
+
+@pytest.mark.parametrize('what', WRITTEN)
+def test_a_page_is_what_a_fresh_run_gives(repo_copy, what):
+    "The notebook's saved outputs are those that the stored runs give now."
+    book, page = WRITTEN[what]
+    nbdev('nbdev-test', repo_copy, book, '--save')
+    assert build(repo_copy, repo_copy/'fresh.md', what) == (ROOT/page).read_text(encoding='utf-8'), 'run `make readme`'
 
 
 def test_an_edited_readme_is_seen(repo_copy):
