@@ -45,7 +45,7 @@ def need(
     try: return importlib.import_module(module)
     except ModuleNotFoundError as e:
         if e.name is None or not (module==e.name or module.startswith(e.name+'.')): raise
-        raise MissingExtraError(f"`{e.name}` is needed for this but not installed: pip install 'neuroseg[{extra}]'", name=e.name) from None
+        raise MissingExtraError(f"`{e.name}` is needed for this but not installed: in a clone of neuroseg, pip install '.[{extra}]'", name=e.name) from None
 
 # %% ../nbs/00_core.ipynb #c020
 def cache_dir()->Path: # Folder of downloaded and derived files (not created)

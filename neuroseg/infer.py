@@ -262,10 +262,10 @@ class Segmenter:
     def __repr__(self): return f'Segmenter({self.card.name!r}, version {self.card.version!r})'
     def run(self, x:np.ndarray)->np.ndarray: # `(B,C,S,S)` float32 to `(B,S,S)` float32
         prob, = self.session.run(['prob'], {'x':x})
-        # Written so that NaN fails as well
-        if prob.shape!=(len(x),1,*x.shape[2:]) or not ((prob>=0) & (prob<=1)).all():
+        # Written so that NaN fails as well; ONNX Runtime's sigmoid passes 1 by the last digit where a network is very sure
+        if prob.shape!=(len(x),1,*x.shape[2:]) or not ((prob>=-1e-6) & (prob<=1+1e-6)).all():
             raise InputError(f"`{self.card.onnx.name}` gives values that are no probabilities; export the model again")
-        return prob[:,0]
+        return prob[:,0].clip(0, 1)
 
 # %% ../nbs/13_infer.ipynb #c061
 @patch

@@ -148,7 +148,7 @@ def arrange_folder(
     if not dicom and not any(_kind(p) in ('nifti','picture') for p in files): raise InputError(f'`{name}.zip` holds no scan; zip NIfTI, DICOM or picture files')
     return by_series(dicom) if dicom else [Found(f.source, (name if f.source==folder else f.parts[-1],), f.notes) for f in expand(folder)]
 
-# %% ../nbs/29_intake.ipynb #c025
+# %% ../nbs/29_intake.ipynb #c026
 def _voxels(path):
     "Voxels that a file promises, from its header alone."
     kind = _kind(path)
@@ -178,7 +178,7 @@ def check_size(
             except InputError: pass # told when it is read
     if total>MAX_VISIT_VOXELS: raise InputError(f'the upload holds {total:,} voxels, more than the {MAX_VISIT_VOXELS:,} allowed; crop it, or use `neuroseg predict`')
 
-# %% ../nbs/29_intake.ipynb #c029
+# %% ../nbs/29_intake.ipynb #c030
 def read_found(
     found:Found, # From `arrange`
     *,
@@ -193,7 +193,7 @@ def read_found(
     if 'flair' not in scan.sequences: raise InputError(f"no FLAIR among the sequences ({', '.join(scan.sequences)}); add it, in a file named ..._flair")
     return scan
 
-# %% ../nbs/29_intake.ipynb #c032
+# %% ../nbs/29_intake.ipynb #c033
 def mask_along(
     path, # NIfTI mask
     scan:Scan, # That it was drawn on
@@ -206,7 +206,7 @@ def mask_along(
     turned = nib.Nifti1Image(mask.transpose(2,1,0).astype(np.uint8), img.affine).as_reoriented(turn)
     return np.asarray(turned.dataobj).transpose(2,1,0)>0, turned.affine
 
-# %% ../nbs/29_intake.ipynb #c034
+# %% ../nbs/29_intake.ipynb #c035
 def read_reference(
     paths:list, # One NIfTI mask, or a picture a slice in order
     scan:Scan, # That it was drawn on
@@ -226,7 +226,7 @@ def _alike(masks, paths):
     if odd: raise ShapeError(f'`{odd[0].name}` has another size than `{paths[0].name}`; all slices of a reference must be alike')
     return masks
 
-# %% ../nbs/29_intake.ipynb #c037
+# %% ../nbs/29_intake.ipynb #c038
 def own_model(
     uploads:list, # An .onnx file and its card
     folder, # To write to; may go away afterwards

@@ -12,12 +12,11 @@ __all__ = ['KINDS', 'NOBODY', 'HOME', 'PLACE', 'UID', 'TAGS', 'FIELDS', 'BAR', '
            'file_leaks', 'check']
 
 # %% ../nbs/33_leaks.ipynb #c003
-import base64, binascii, csv, fnmatch, getpass, gzip, io, json, os, re, socket, struct, subprocess, zipfile, zlib
+import base64, binascii, csv, fnmatch, getpass, gzip, io, json, re, socket, struct, subprocess, zipfile, zlib
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-from .core import ConfigError, InputError, read_json
+from .core import ConfigError, InputError
 from .infer import proto_fields
 from .privacy import COHORT_FILE, cohort_of, is_public_id, name_pattern
 
@@ -250,6 +249,7 @@ def unpublished(
     at = [i for i,c in enumerate(columns) if str(c).strip().lower() in PEOPLE]
     return any(len(r)>i and str(r[i]).strip() and not is_public_id(str(r[i]).strip()) for r in rows for i in at)
 
+# %% ../nbs/33_leaks.ipynb #c034
 def csv_kinds(
     text:str, # A CSV file, with commas, semicolons or tabs
 ): # Yields each kind and its place
@@ -272,7 +272,7 @@ def json_kinds(
         for v in obj:
             if isinstance(v, (dict, list)): yield from json_kinds(v, place)
 
-# %% ../nbs/33_leaks.ipynb #c034
+# %% ../nbs/33_leaks.ipynb #c036
 def html_kinds(
     text:str, # HTML, such as pandas gives for a table
 ): # Yields each kind and its place
@@ -293,7 +293,7 @@ def plain_kinds(
             rows = [l.split()[1:] for l in lines[i+1:] if re.match(r'\d+\s', l)]
             if unpublished(words, rows): yield 'patient rows', 'table'
 
-# %% ../nbs/33_leaks.ipynb #c038
+# %% ../nbs/33_leaks.ipynb #c040
 def embedded(
     text:str, # Any
 ): # Yields the bytes of each picture in it
@@ -302,6 +302,7 @@ def embedded(
         try: yield base64.b64decode(m[1][:len(m[1])//4*4], validate=False)
         except (ValueError, binascii.Error): yield b''
 
+# %% ../nbs/33_leaks.ipynb #c042
 def _shown(out, place, looked):
     "One output of a cell."
     data = out.get('data', {})
@@ -331,7 +332,7 @@ def notebook_kinds(
         for j,out in enumerate(cell.get('outputs', ()), 1): yield from _shown(out, f'cell {i}, output {j}', looked)
     for kind,_ in looked(json.dumps(nb.get('metadata', {}))): yield kind, 'metadata of the notebook'
 
-# %% ../nbs/33_leaks.ipynb #c043
+# %% ../nbs/33_leaks.ipynb #c047
 CODE = ('.py', '.sh', '.js', '.css', '.toml', '.cfg', '.ini', '.yml', '.yaml', '.md', '.rst', '.cff', '.in')
 PICTURES = ('.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.tif', '.tiff', '.ico')
 SEALED_FILES = ('.pkl', '.pickle', '.pt', '.pth', '.ckpt', '.joblib', '.h5', '.hdf5', '.keras', '.tflite', '.zip', '.tar', '.tgz', '.gz', '.7z', '.rar', '.xlsx', '.xls', '.docx', '.pptx', '.mat', '.parquet', '.db', '.sqlite')
@@ -374,7 +375,7 @@ def file_kinds(
     elif suffix in SEALED_FILES: yield 'opaque file', 'file'
     else: yield from _text(data, suffix, looked)
 
-# %% ../nbs/33_leaks.ipynb #c047
+# %% ../nbs/33_leaks.ipynb #c051
 def listed(
     path:Path, # File or folder
 )->list[Path]:
@@ -386,9 +387,10 @@ def listed(
     found = [path/n for n in git.stdout.decode().split('\0') if n] if git and git.returncode==0 else []
     return sorted(f for f in found if f.is_file()) or sorted(f for f in path.rglob('*') if f.is_file() and not any(p.startswith('.') or p=='__pycache__' for p in f.relative_to(path).parts))
 
+# %% ../nbs/33_leaks.ipynb #c053
 def file_leaks(
-    file:Path,
-    rules:Rules,
+    file:Path, # To be looked into
+    rules:Rules, # From `rules_of`
 )->list[Leak]: # In the order of the file, each once
     "The findings in a file that nobody vouches for."
     name = file.relative_to(rules.root).as_posix() if file.is_relative_to(rules.root) else file.name

@@ -11,14 +11,14 @@ __all__ = ['COHORT_FILE', 'STATE', 'PUBLIC_ID', 'GENERIC', 'MIN_PATIENTS', 'WHO'
            'safe_split', 'schematic', 'check_place', 'at_home', 'marked_above', 'membership_attack', 'reference_attack']
 
 # %% ../nbs/27_privacy.ipynb #c003
-import contextlib, hmac, io, json, logging, math, os, re, secrets, subprocess, sys, tempfile, warnings
+import contextlib, hmac, io, json, logging, math, os, re, secrets, subprocess, sys, tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from . import core
-from .cases import case_files, find_cases, find_layout
+from .cases import case_files, find_cases
 from .core import ConfigError, InputError, NeurosegError, OutputError, RunError, ShapeError, need, read_json, write_json
 
 # %% ../nbs/27_privacy.ipynb #c007
@@ -162,6 +162,7 @@ def names_in(
     roots = {str(p): '<cohort>' for p in (cohort.folder, cohort.folder.resolve())} | ({} if GENERIC.fullmatch(cohort.folder.name) else {cohort.folder.name: '<cohort>'})
     return {w: to for w,to in {**said, **roots}.items() if w!='/'}
 
+# %% ../nbs/27_privacy.ipynb #c029
 def name_pattern(
     cohort:Cohort,
 )->re.Pattern:
@@ -171,6 +172,7 @@ def name_pattern(
     found = [rf"(?:{paths})(?:[\\/][^\s'\"`]*)?"] + ([rf"(?<![A-Za-z0-9])(?:{words})(?![A-Za-z0-9])"] if words else [])
     return re.compile('|'.join(found), re.I)
 
+# %% ../nbs/27_privacy.ipynb #c031
 def scrubber(
     cohort:Cohort,
 ): # Function from text to text
@@ -179,7 +181,7 @@ def scrubber(
     found, instead = name_pattern(cohort), {w.lower(): to for w,to in names_in(cohort).items()}
     return lambda text: found.sub(lambda m: instead.get(m[0].lower(), '<cohort>'), text)
 
-# %% ../nbs/27_privacy.ipynb #c030
+# %% ../nbs/27_privacy.ipynb #c035
 class _Scrubbed(io.TextIOBase):
     "A stream that passes on what the scrubber leaves."
     def __init__(self, stream, scrub): self._stream, self._scrub = stream, scrub
@@ -211,7 +213,7 @@ def own_cache(
     except OSError: return Path(tempfile.mkdtemp(prefix='neuroseg-'))
     return cohort.folder/STATE
 
-# %% ../nbs/27_privacy.ipynb #c032
+# %% ../nbs/27_privacy.ipynb #c037
 def cleaned(
     e:Exception, # Of any type
     scrub, # From `scrubber`
@@ -220,6 +222,7 @@ def cleaned(
     text = scrub(' '.join(str(e).split()))
     return type(e)(text) if isinstance(e, NeurosegError) else RunError(f'{type(e).__name__}: {text}')
 
+# %% ../nbs/27_privacy.ipynb #c039
 @contextlib.contextmanager
 def guarded(
     cohort:Cohort, # Whose files are worked on
@@ -239,7 +242,7 @@ def guarded(
         try: raise leaving from None
         finally: leaving.__context__ = None # where Python keeps the one that is being handled
 
-# %% ../nbs/27_privacy.ipynb #c037
+# %% ../nbs/27_privacy.ipynb #c044
 MIN_PATIENTS = 5 # Below it, nothing but the number and the mean
 WHO = ('patient', 'case', 'subject', 'study', 'series', 'file', 'filename', 'image', 'mask', 'scan', 'slice') # Columns that tell a row's owner
 ABOUT_NOBODY = ('epoch', 'step', 'lr', 'count', 'fact', 'column', 'factor', 'arm', 'setting', 'part', 'threshold', 'layer', 'block', 'network', 'label', 'protocol') # First columns of tables about the work
@@ -270,7 +273,7 @@ def averages(
         found.append(row)
     return found
 
-# %% ../nbs/27_privacy.ipynb #c041
+# %% ../nbs/27_privacy.ipynb #c048
 TELLING = ('min', 'max', 'median', 'median_gain', 'sd', 'q1', 'q3', 'worst', 'best', 'pooled') # Of few patients, these are single patients, or give them away beside the mean
 SPOKEN = ('answer', 'headline', 'expect') # Sentences that quote them
 FEW = f'Withheld: of fewer than {MIN_PATIENTS} patients, nothing is told that could be one of them.'
@@ -296,7 +299,7 @@ def safe_facts(
         return [safe(v) for v in o]
     return safe(obj)
 
-# %% ../nbs/27_privacy.ipynb #c045
+# %% ../nbs/27_privacy.ipynb #c052
 def safe_rows(
     rows:list, # Dicts with `patient`, one or several for each
     cohort:Cohort, # Whom they are about
@@ -309,7 +312,7 @@ def safe_rows(
     may = [{k: v for k,v in r.items() if k not in ('case','institution')} | dict(patient=number[r['patient']]) for r in rows]
     return sorted(may, key=lambda r: int(r['patient'][1:]))
 
-# %% ../nbs/27_privacy.ipynb #c049
+# %% ../nbs/27_privacy.ipynb #c056
 def safe_split(
     split:dict, # With `train` and `test`, names of patients
     cohort:Cohort,
@@ -318,7 +321,7 @@ def safe_split(
     if not cohort.private: return split
     return safe_facts(split, cohort) | dict(keyed=sorted(keyed(cohort, p) for p in split['train']))
 
-# %% ../nbs/27_privacy.ipynb #c053
+# %% ../nbs/27_privacy.ipynb #c060
 def schematic(
     height:int, # Pixels
     width:int, # Pixels
@@ -329,7 +332,7 @@ def schematic(
     grey = np.where(r<1, 150, 225) - 25*(((x+y)//max(4, min(height,width)//16)) % 2)*(r<1) - 90*(abs(r-1)<.06)
     return np.repeat(grey.astype(np.uint8)[...,None], 3, -1)
 
-# %% ../nbs/27_privacy.ipynb #c057
+# %% ../nbs/27_privacy.ipynb #c064
 def check_place(
     folder, # For results
     cohort:Cohort,
@@ -345,7 +348,7 @@ def check_place(
     if inside is None or inside.returncode or git('check-ignore', '-q', str(folder/'run.json')).returncode==0: return
     raise OutputError(f'results of a private cohort would lie in `{folder.name}`, which git does not ignore; name a folder outside the repository, or add it to .gitignore')
 
-# %% ../nbs/27_privacy.ipynb #c060
+# %% ../nbs/27_privacy.ipynb #c067
 def at_home(
     cohort:Cohort,
     folder, # For results
@@ -363,7 +366,7 @@ def marked_above(
         except NeurosegError: continue # some other program's file
         if said.get('private'): return Cohort(said.get('name') or 'a private cohort', True, 'private: the cohort says so', folder)
 
-# %% ../nbs/27_privacy.ipynb #c065
+# %% ../nbs/27_privacy.ipynb #c072
 def _attack(
     members, # How many of those learnt from have each loss `(...,T)`, the T different losses rising
     others, # How many of those not learnt from have it, same shape
@@ -372,7 +375,7 @@ def _attack(
     tpr, fpr = (np.concatenate([np.zeros_like(k[...,:1]), k.cumsum(-1)], -1)/k.sum(-1, keepdims=True) for k in (members, others))
     return ((tpr[...,1:]+tpr[...,:-1])/2*np.diff(fpr)).sum(-1), (tpr-fpr).max(-1) # equal losses are climbed in one slanting step: half
 
-# %% ../nbs/27_privacy.ipynb #c068
+# %% ../nbs/27_privacy.ipynb #c075
 def membership_attack(
     members, # Loss of each patient who was learnt from `(n,)`; each patient once
     others, # Loss of each patient who was not `(m,)`, by the same model
@@ -396,7 +399,7 @@ def membership_attack(
     return dict(members=int(known.sum()), others=int(other.sum()), auc=float(auc), auc_ci95=[float(lo), float(hi)], advantage=float(advantage),
         chance_advantage=float(np.quantile(best, .95, method='inverted_cdf')), p=float((1+(chance>=auc-1e-12).sum())/(1+n_draws)))
 
-# %% ../nbs/27_privacy.ipynb #c074
+# %% ../nbs/27_privacy.ipynb #c081
 def reference_attack(
     learnt, # Loss of each patient by a model that learnt from the patient `(n,)`
     left_out, # Loss of the same patients, in the same order, by a model that did not `(n,)`

@@ -7,10 +7,10 @@ Docs: https://neuroseg.github.io/neuroseg/train.html.md"""
 # %% auto #0
 __all__ = ['LOSSES', 'OPTIMIZERS', 'CHOICES', 'THESIS_RECIPE', 'FORMER', 'LRFound', 'TrainConfig', 'config_dict', 'config_from',
            'stored_config', 'config_diff', 'SliceLoader', 'PooledDice', 'ThesisDice', 'EpochSeed', 'BFloat16',
-           'WeightAverage', 'LowRank', 'add_low_rank', 'merge_low_rank', 'open_layers', 'make_learner', 'find_lr',
+           'WeightAverage', 'LowRank', 'add_low_rank', 'merge_low_rank', 'freeze_except', 'make_learner', 'find_lr',
            'save_weights', 'float_weights', 'load_weights', 'learner_state', 'save_checkpoint', 'checkpoint_meta',
-           'load_checkpoint', 'write_history', 'read_history', 'Checkpoint', 'resume', 'finished', 'hand_out', 'train',
-           'ZeroMean', 'dynamic_unet']
+           'load_checkpoint', 'write_history', 'read_history', 'Checkpoint', 'resume', 'finished', 'finish_run',
+           'train', 'ZeroMean', 'dynamic_unet']
 
 # %% ../nbs/11_train.ipynb #c003
 import csv, json
@@ -69,7 +69,7 @@ class TrainConfig:
     keep:str = 'last' # Weights handed out at the end: 'last', or 'best' by validation loss
     patience:int|None = None # Stop after so many epochs without a better validation loss
     precision:str = 'float32' # 'float32' or 'bfloat16' (faster where the CPU has it)
-    layers:str = 'all' # Which layers are trained: 'all', or some of a network that has learnt before, see `open_layers`
+    layers:str = 'all' # Which layers are trained: 'all', or some of a network that has learnt before, see `freeze_except`
     seed:int = 0 # Fixes every random draw
     members:int = 1 # Networks that are averaged, trained alike but for their seed; see `fit.train_members`, since `train` trains one
     eps:float = 1e-8 # Adam's epsilon: PyTorch's default; Keras' is 1e-7
@@ -268,17 +268,17 @@ def merge_low_rank(
     return model
 
 # %% ../nbs/11_train.ipynb #c063
-def open_layers(
+def freeze_except(
     model:nn.Module, # A network
     layers:str, # 'all'; 'decoder': all but the encoder; 'head': the last convolution; 'norm': scales and shifts of batch normalisation; 'low_rank': see `add_low_rank`
 )->nn.Module: # The same module
-    "Leave some layers open to learning and close the others."
+    "Freeze all but some layers."
     if layers=='low_rank': add_low_rank(model)
     norms = {f'{name}.{k}' for name,m in model.named_modules() if isinstance(m, nn.BatchNorm2d) for k in ('weight','bias')}
     kinds = dict(all=lambda k: True, decoder=lambda k: not k.startswith(('encoder.','down.')), head=lambda k: k.startswith('head.'), norm=norms.__contains__,
                  low_rank=lambda k: k.endswith(('.parametrizations.weight.0.a','.parametrizations.weight.0.b')))
     for k,p in model.named_parameters(): p.requires_grad_(kinds[layers](k))
-    if not any(p.requires_grad for p in model.parameters()): raise ConfigError(f"open_layers: this network has no layers that are called {layers!r}; choose 'all'")
+    if not any(p.requires_grad for p in model.parameters()): raise ConfigError(f"freeze_except: this network has no layers that are called {layers!r}; choose 'all'")
     return model
 
 # %% ../nbs/11_train.ipynb #c066
@@ -296,7 +296,7 @@ def make_learner(
     seed_everything(cfg.seed)
     model = build_model(cfg.model, n_in=cfg.n_in, pretrained=cfg.pretrained and not start).to(memory_format=torch.channels_last)
     if start: load_weights(model, start)
-    open_layers(model, cfg.layers).to('cuda' if torch.cuda.is_available() else 'cpu')
+    freeze_except(model, cfg.layers).to('cuda' if torch.cuda.is_available() else 'cpu')
     dls = DataLoaders(SliceLoader(train_set, cfg, True), SliceLoader(valid_set, cfg, False, valid_bs or cfg.valid_bs))
     opt = lambda params, lr, **kw: OptimWrapper(params, opt=OPTIMIZERS[cfg.optimizer], lr=lr, eps=cfg.eps)
     cbs = [EpochSeed(cfg.seed)]
@@ -496,7 +496,7 @@ def finished(
     return meta['next_epoch']>=cfg.epochs or bool(cfg.patience and meta['next_epoch']-1-meta['best']['epoch']>=cfg.patience)
 
 # %% ../nbs/11_train.ipynb #c113
-def hand_out(
+def finish_run(
     learn:Learner, # That has come to its end
     folder:Path, # Of the run
     cfg:TrainConfig, # Of the run
@@ -546,7 +546,7 @@ def train(
     if not finished(meta, cfg):
         fit = learn.fit_one_cycle if cfg.schedule=='one_cycle' else learn.fit
         with _quiet(learn, progress): fit(cfg.epochs, cfg.lr, cbs=[Checkpoint(folder, cfg, first, meta, data), *cbs], start_epoch=first)
-    return hand_out(learn, folder, cfg)
+    return finish_run(learn, folder, cfg)
 
 # %% ../nbs/11_train.ipynb #c140
 class ZeroMean(nn.Module):

@@ -368,7 +368,7 @@ def dice_strip(
     for i,(name,g) in enumerate(groups.items()):
         ink = colour(SERIES[i % len(SERIES)])
         says = _strip(top, -1.4*i, g[value], ink)
-        top.text(0, .42-1.4*i, f'{name}  '*bool(name) + f'n = {len(g)}: {says}', transform=top.get_yaxis_transform(), fontsize=8.5, va='bottom')
+        top.text(0, .42-1.4*i, f'{name}  '*bool(name) + f'n = {len(g)}: {says}', transform=top.get_yaxis_transform(), fontsize=8.5 if len(groups)<5 else 7.6, va='bottom')
         sns.ecdfplot(g, x=value, ax=low, color=ink, lw=1.6)
     top.set(ylim=(.85-1.4*len(groups), .85), yticks=[], xlim=(0,1))
     top.spines[:].set_visible(False)

@@ -58,7 +58,7 @@ TEXTS = dict( # key: English, French
     bars_note=('slices 1 to {n}; largest area {area} {unit}', 'coupes 1 à {n} ; plus grande surface {area} {unit}'),
     extent=('Lesion in each slice', 'Lésion dans chaque coupe'), area=('area', 'surface'),
     compare=('Compare with a reference outline', 'Comparer à un contour de référence'), reference=('Outline of an expert, on this scan: a NIfTI mask, or one picture a slice', "Contour d'un expert sur cet examen : un masque NIfTI, ou une image par coupe"),
-    surfaces=('Surface Dice as well', 'Dice de surface aussi'), surfaces_need=("Surface Dice needs MONAI on the server: `pip install 'neuroseg[train]'`", "Le Dice de surface demande MONAI sur le serveur : `pip install 'neuroseg[train]'`"),
+    surfaces=('Surface Dice as well', 'Dice de surface aussi'), surfaces_need=("Surface Dice needs MONAI on the server: `pip install '.[train]'`", "Le Dice de surface demande MONAI sur le serveur : `pip install '.[train]'`"),
     score=('score', 'mesure'), value=('value', 'valeur'), dice=('Dice', 'Dice'), iou=('IoU', 'IoU'), precision=('precision', 'précision'), recall=('recall', 'rappel'),
     volume_error_ml=('volume error, mL', 'erreur de volume, mL'), hd95_mm=('Hausdorff 95 %, mm', 'Hausdorff 95 %, mm'), surface_dice=('surface Dice at {mm:g} mm', 'Dice de surface à {mm:g} mm'),
     more_files=('More files', 'Autres fichiers'), get_zip=('Mask, preview, report (zip)', 'Masque, aperçu, rapport (zip)'), get_pdf=('Report (PDF)', 'Rapport (PDF)'), get_mask=('Mask (NIfTI)', 'Masque (NIfTI)'),

@@ -500,7 +500,7 @@ def test_a_port_in_use(run):
 
 def test_a_missing_extra_is_named(run, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'torch', None)
-    refused(run('train', tmp_path, '-o', tmp_path/'run'), "pip install 'neuroseg[train]'")
+    refused(run('train', tmp_path, '-o', tmp_path/'run'), "pip install '.[train]'")
 
 
 def test_model_prints_its_card(run, card):

@@ -264,7 +264,7 @@ def test_default_place_is_the_cache(kaggle, tmp_path, monkeypatch):
 def test_without_the_extra(tmp_path, monkeypatch):
     for m in [m for m in sys.modules if m.split('.')[0] == 'kagglesdk']: monkeypatch.delitem(sys.modules, m)
     monkeypatch.setitem(sys.modules, 'kagglesdk', None)
-    with pytest.raises(MissingExtraError, match=r'neuroseg\[kaggle\]'): archive_url()
+    with pytest.raises(MissingExtraError, match=r'\.\[kaggle\]'): archive_url()
 
 
 def test_importing_never_logs_in(kaggle, tmp_path, monkeypatch):

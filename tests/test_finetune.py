@@ -12,7 +12,7 @@ from neuroseg.core import ConfigError, OutputError, RunError
 from neuroseg.data import slice_set
 from neuroseg.evaluate import read_rows
 from neuroseg.export import export_model
-from neuroseg.finetune import blend, deal, finetune, start_weights, tuning_recipe
+from neuroseg.finetune import interpolate_weights, assign_folds, finetune, start_weights, tuning_recipe
 from neuroseg.infer import load_card
 from neuroseg.models import build_model
 from neuroseg.phantom import write_phantom_hospital, write_phantom_lgg, write_phantom_nifti
@@ -181,9 +181,9 @@ def test_the_line_between_before_and_after(first):
     before = {k: v.float() for k,v in load_file(first.with_suffix('.safetensors')).items() if v.is_floating_point()}
     after = {k: v+1 for k,v in before.items()}
     for share in (0., .5, 1.):
-        for k,v in blend(before, after, share).items(): assert torch.allclose(v, before[k]+share, atol=1e-6)
+        for k,v in interpolate_weights(before, after, share).items(): assert torch.allclose(v, before[k]+share, atol=1e-6)
 
 
 def test_few_patients_are_kept_out_alone_and_many_in_five(tmp_path):
     many = find_cases(write_phantom_hospital(tmp_path/'many', n_patients=13, size_px=32, n_slices=4))
-    assert len(set(deal(many).values())) == 5 and len(set(deal(many[:12]).values())) == 12
+    assert len(set(assign_folds(many).values())) == 5 and len(set(assign_folds(many[:12]).values())) == 12

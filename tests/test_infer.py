@@ -686,6 +686,13 @@ def test_a_model_that_does_not_fit_its_card(tmp_path, model, text):
     with pytest.raises(InputError, match=text): Segmenter(write_model(tmp_path, model()))
 
 
+def test_the_last_digit_above_one_is_one(tmp_path):
+    "ONNX Runtime's sigmoid gives 1.0000001 where a logit is large."
+    segmenter = Segmenter(write_model(tmp_path, scaled(np.nextafter(np.float32(1), np.float32(2)))))
+    bright = np.ones((1, segmenter.card.prep.n_channels, *[segmenter.card.prep.size_px]*2), np.float32)
+    assert segmenter.session.run(['prob'], {'x': bright})[0].max() > 1 and segmenter.run(bright).max() == 1
+
+
 @pytest.mark.parametrize('factor', [np.nan, 3., -1.])
 def test_values_that_are_no_probabilities(tmp_path, factor):
     with pytest.raises(InputError, match='no probabilities'): Segmenter(write_model(tmp_path, scaled(factor))).prob(Scan(head()[0][None], ('flair',)))

@@ -1,6 +1,6 @@
 """Imports point downward only, one module knows fastai, and the base install starts without any of the big libraries.
 
-    L5  cli app              L4  report viz evaluate fit fanout claims intake looks sheet     L3  train pace export models losses infer leaks
+    L5  cli app              L4  answers report viz evaluate fit fanout claims intake looks sheet     L3  train pace export models losses infer leaks
     L2  data prep splits cases io fetch sample privacy frames    L1  metrics masks phantom words     L0  core
 """
 import ast, subprocess, sys
@@ -10,12 +10,12 @@ import pytest
 
 LAYERS = [{'core'}, {'masks', 'metrics', 'phantom', 'words'}, {'io', 'frames', 'cases', 'fetch', 'sample', 'splits', 'prep', 'data', 'privacy'},
           {'losses', 'models', 'train', 'pace', 'export', 'infer', 'leaks'},
-          {'evaluate', 'fanout', 'fit', 'ablate', 'finetune', 'protocol', 'viz', 'report', 'claims', 'intake', 'looks', 'sheet'}, {'cli', 'app', '__init__'}]
+          {'evaluate', 'fanout', 'fit', 'ablate', 'finetune', 'protocol', 'viz', 'answers', 'report', 'claims', 'intake', 'looks', 'sheet'}, {'cli', 'app', '__init__'}]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 # Within a layer these alone may import a neighbour
 NEIGHBOURS = {'metrics': {'masks'}, 'phantom': {'masks'}, 'cases': {'io'}, 'frames': {'io'}, 'fetch': {'cases', 'io'}, 'sample': {'io'}, 'splits': {'cases', 'io'}, 'prep': {'io'}, 'privacy': {'cases'},
               'data': {'prep', 'splits', 'cases', 'io'}, 'models': {'losses'}, 'train': {'models', 'losses'}, 'export': {'models', 'train'}, 'pace': {'models', 'train'}, 'leaks': {'infer'},
-              'fit': {'evaluate', 'fanout'}, 'finetune': {'evaluate', 'fit'}, 'ablate': {'evaluate', 'fanout', 'fit'}, 'viz': {'evaluate'}, 'report': {'viz', 'evaluate'}, 'claims': {'report'}, 'sheet': {'looks'}, 'cli': {'app'}}
+              'fit': {'evaluate', 'fanout'}, 'finetune': {'evaluate', 'fit'}, 'ablate': {'evaluate', 'fanout', 'fit'}, 'viz': {'evaluate'}, 'answers': {'viz', 'evaluate'}, 'report': {'viz', 'evaluate', 'answers'}, 'claims': {'report', 'answers'}, 'sheet': {'looks'}, 'cli': {'app'}}
 # What the base install runs: importable with its requirements alone
 BASE = {'__init__', 'core', 'masks', 'metrics', 'phantom', 'io', 'cases', 'fetch', 'sample', 'splits', 'prep', 'infer', 'cli', 'privacy', 'leaks'}
 HEAVY = {'av', 'reportlab', 'torch', 'torchvision', 'fastai', 'monai', 'timm', 'pandas', 'matplotlib', 'scipy', 'seaborn', 'sklearn', 'nilearn', 'streamlit',

@@ -226,7 +226,7 @@ try: score_case(m, m, spacing_mm=(5,1,1), empty=1.)
 except ImportError as e: print(type(e).__name__, e)'''
     r = subprocess.run([sys.executable, '-c', code], cwd=Path(core.__file__).parents[1], capture_output=True, text=True, timeout=60)
     volume, error = r.stdout.strip().splitlines()
-    assert volume=='0.09' and error.startswith('MissingExtraError') and "pip install 'neuroseg[train]'" in error
+    assert volume=='0.09' and error.startswith('MissingExtraError') and "pip install '.[train]'" in error
 
 
 # --- volume

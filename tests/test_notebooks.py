@@ -3,6 +3,7 @@ import json, re
 
 import nbformat
 import pytest
+import yaml
 from conftest import nbdev
 from notebook_stats import Lessons, all_lessons, lessons
 
@@ -111,6 +112,13 @@ def test_notebook_names_are_unique_without_their_number(root):
     "nbdev names pages and modules by what follows the number."
     stems = [f.stem.partition('_')[2] for f in (root/'nbs').rglob('[0-9]*_*.ipynb')]
     assert len(stems) == len(set(stems))
+
+
+def test_the_sidebar_has_every_page_once(root):
+    contents = yaml.safe_load((root/'nbs/sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
+    listed = [page for entry in contents for page in (entry['contents'] if isinstance(entry, dict) else [entry])]
+    pages = [f.relative_to(root/'nbs').as_posix() for f in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in f.parts]
+    assert sorted(listed) == sorted(pages)
 
 
 def test_the_first_cell_is_title_and_description_alone(root):

@@ -195,7 +195,7 @@ def test_template_needs_no_network(monkeypatch):
 
 def test_without_nilearn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'nilearn.datasets', None)
-    with pytest.raises(MissingExtraError, match=r'neuroseg\[reproduce\]'): phantom.atlas.__wrapped__()
+    with pytest.raises(MissingExtraError, match=r'\.\[reproduce\]'): phantom.atlas.__wrapped__()
 
 def test_import_is_light():
     code = "import neuroseg.phantom, sys; print([m for m in ('scipy', 'nilearn', 'PIL', 'nibabel', 'pandas', 'torch', 'matplotlib') if m in sys.modules])"

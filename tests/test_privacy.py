@@ -306,8 +306,8 @@ def test_what_nobody_calls_public_is_private(hospital, tmp_path):
 
 # A whole run
 
-STUDY = ('import numpy as np, sys\nfrom IPython.display import Markdown\nfrom neuroseg import report, viz\nfrom neuroseg.cases import find_cases, load_case\nfrom neuroseg.report import StudyRun',
-         'report.SUMMARIES["10_ward"] = lambda run: dict(mean=float(viz.table(run, "patients")["lesion_px"].mean()), worst=viz.table(run, "patients").to_dict("records")[:1],'
+STUDY = ('import numpy as np, sys\nfrom IPython.display import Markdown\nfrom neuroseg import answers, viz\nfrom neuroseg.cases import find_cases, load_case\nfrom neuroseg.report import StudyRun',
+         'answers.SUMMARIES["10_ward"] = lambda run: dict(mean=float(viz.table(run, "patients")["lesion_px"].mean()), worst=viz.table(run, "patients").to_dict("records")[:1],'
          ' headline="Lesions.", answer="The mean lesion is known; ask Ann_Miller.")',
          'def dots(run):\n    fig, ax = viz.new_figure(height_in=1)\n    ax.plot(viz.table(run, "patients")["lesion_px"])\n    return fig\nviz.FIGURES["10_ward"] = dict(dots=dots)',
          'run = StudyRun("10_ward", profile=profile, out=out, cohort=cohort)\nfolder = run.cohort(cohort)\ncases = find_cases(folder)\nprint(folder, cases[0])\ncases[0].folder',

@@ -7,7 +7,7 @@ import pytest
 
 for library in ('papermill', 'nbconvert', 'matplotlib', 'torch', 'nilearn'): pytest.importorskip(library)
 from conftest import ROOT
-from neuroseg import report, viz
+from neuroseg import answers, report, viz
 from neuroseg.core import DataError, read_json, sha256_file
 from neuroseg.phantom import write_phantom_lgg
 from neuroseg.splits import SEALED
@@ -43,7 +43,7 @@ def test_smoke(copy, study):
     assert cpu_seconds()-before < 90 # of two cores: less than a minute by the clock
     names = {p.name for p in run.iterdir()}
     assert {'notebook.ipynb', 'notebook.html', 'run.json', 'summary.json', 'figures'} <= names and any(n.endswith('.csv') for n in names)
-    assert read_json(run/'summary.json') == report.summary(run) and read_json(run/'summary.json')['headline']
+    assert read_json(run/'summary.json') == answers.summary(run) and read_json(run/'summary.json')['headline']
     # every figure of the study is drawn, shown in the notebook, and drawn again to the same bytes from tables and panels
     figures = {p.stem: sha256_file(p) for p in (run/'figures').iterdir()}
     assert set(figures) == set(viz.FIGURES[study])

@@ -167,6 +167,14 @@ def test_a_seed_is_a_network(sets, tmp_path):
     assert same(a,b) and not same(a,c)
 
 
+def test_the_shipped_recipe_gives_the_same_network_twice(tmp_path):
+    "Same seed, same machine: identical weights, from ImageNet, at 128 pixels, in bfloat16, with all augmentation."
+    sets = slices(24, size=128), slices(4, seed=1, size=128)
+    cfg = TrainConfig(epochs=2, bs=8, precision='bfloat16')
+    a,b = (fit(cfg, sets, tmp_path/name).model.state_dict() for name in 'ab')
+    assert same(a, b)
+
+
 def test_bars_change_nothing(sets, tmp_path, capsys):
     cfg = replace(SMALL, epochs=1)
     quiet = fit(cfg, sets, tmp_path/'quiet').model.state_dict()
@@ -185,10 +193,11 @@ def test_interrupted_anywhere_it_ends_the_same(sets, tmp_path, epoch, when, prec
     assert log(tmp_path/'cut')==log(tmp_path/'whole')
 
 
-def test_the_fast_network_resumes_bit_for_bit(tmp_path):
-    "Depthwise convolutions, batch norm, AdamW, one cycle, the average: the recipe of the shipped model."
+@pytest.mark.parametrize('precision', ['float32','bfloat16'])
+def test_the_fast_network_resumes_bit_for_bit(tmp_path, precision):
+    "Depthwise convolutions with their own gradients, batch norm, AdamW, one cycle, the average: the recipe of the shipped model, in its arithmetic."
     sets = slices(12, size=64), slices(4, seed=1, size=64)
-    cfg = TrainConfig(pretrained=False, prep=Prep(size_px=64), epochs=3, bs=4, ema=.9)
+    cfg = TrainConfig(pretrained=False, prep=Prep(size_px=64), epochs=3, bs=4, ema=.9, precision=precision)
     with pytest.raises(KeyboardInterrupt): fit(cfg, sets, tmp_path/'cut', cbs=[Stop(2,'forward')])
     assert same(fit(cfg, sets, tmp_path/'cut').model.state_dict(), fit(cfg, sets, tmp_path/'whole').model.state_dict())
 
