@@ -59,7 +59,7 @@ def stored(
 @numbers_of('20_exploration')
 def _exploration(run):
     "Numbers of study 20."
-    p, s, integrity = (table(run, name) for name in ('patients', 'slices', 'integrity'))
+    p, s, integrity, near = (table(run, name) for name in ('patients', 'slices', 'integrity', 'neighbours'))
     spread = lambda v: dict(min=int(v.min()), median=float(v.median()), max=int(v.max()))
     lost, places = p['missing'].fillna(''), Counter(p['institution'])
     sealed_at = Counter(name.split('_')[1] for name in SEALED) if set(p['patient'])<=set(FOLDS) else Counter() # nothing of them is looked at but their names
@@ -69,6 +69,7 @@ def _exploration(run):
              lesion_px_of_slice=spread(s.loc[s['area_px']>0, 'area_px']), several_pieces=int((p['n_components']>1).sum()),
              missing={k: int(lost.str.contains(k).sum()) for k in ('pre','post')}, patients_per_fold=p['fold'].value_counts().sort_index().to_dict(),
              institutions_with_sealed=dict(places+sealed_at), patients_with_sealed=len(p)+sealed_at.total(), flair_median=spread(p['flair_median']), integrity=dict(zip(integrity['count'], integrity['found'].astype(int))))
+    n['neighbours'] = {who: {unit: dict(mean=float(v.mean()), min=float(v.min()), max=float(v.max()), splits=len(v)) for unit,v in g.groupby('unit', sort=False)['dice']} for who,g in near.groupby('predictor', sort=False)}
     return n | dict(headline=_headline(n), answer=_answer(n))
 
 # %% ../nbs/35_answers.ipynb #c017
@@ -79,7 +80,7 @@ def _headline(n):
 def _answer(n):
     "The paragraph at the end of study 20."
     faults, aside, px, light = n['integrity']['faults'], n['integrity']['sealed patients set aside'], n['lesion_px'], n['flair_median']
-    per_fold, places = n['patients_per_fold'].values(), len(n['institutions'])
+    per_fold, places, copied = n['patients_per_fold'].values(), len(n['institutions']), n['neighbours']['neighbours, half is tumour']
     return (f"n = {n['patients']} patients" + (f", without the {aside} sealed ones in this folder" if aside else '') + f": {n['slices']} slices of {' and '.join(n['sizes'])} pixels, "
             f"{n['slices_per_patient']['min']} to {n['slices_per_patient']['max']} a patient, from {places} institution{'s'*(places>1)}; {f'{faults} faults were' if faults else 'no fault was'} found in the files. "
             f"Tumour is in {n['tumour_share']:.0%} of the slices: a score averaged over slices is mostly a score on slices without tumour, and what two empty masks count decides it. "
@@ -87,6 +88,8 @@ def _answer(n):
             f"In {n['several_pieces']} patients the lesion is in several pieces, so keeping only the largest would delete what an expert outlined. "
             f"{n['missing']['pre']} patients have no pre-contrast image and {n['missing']['post']} no post-contrast one, but a copy of FLAIR in its place: a model must be able to do without them. "
             f"Grey levels are no unit: the median of FLAIR within the head is {light['min']} in one patient and {light['max']} in another, so each scan has to be brought to a common range. "
+            f"Whoever copies the masks of neighbouring slices, without any image, scores {copied['slice']['mean']:.3f} where slices are averaged ({copied['slice']['min']:.3f} to {copied['slice']['max']:.3f} over {copied['slice']['splits']} random splits of slices, two empty masks count 1) "
+            f"and {copied['all pixels']['mean']:.3f} over all pixels: a split of slices does not ask whether a network can read a scan. "
             f"The folds hold {min(per_fold)} to {max(per_fold)} patients each. The files carry no millimetres: sizes here are in pixels, and no volume in mL can be given.")
 
 # %% ../nbs/35_answers.ipynb #c021
