@@ -6,7 +6,7 @@ Docs: https://neuroseg.github.io/neuroseg/ablate.html.md"""
 
 # %% auto #0
 __all__ = ['PREDICT', 'Arm', 'Grid', 'grid_from', 'read_grid', 'jobs', 'run_folder', 'run_grid', 'arm_rows', 'train_minutes',
-           'differences']
+           'differences', 'seed_gains']
 
 # %% ../nbs/25_ablate.ipynb #c003
 from dataclasses import dataclass, field, replace
@@ -175,3 +175,16 @@ def differences(
         found.append(dict(arm=arm.name, factor=arm.factor, asks=arm.asks, n=c['n'], seeds=len(arm.seeds), base=c['mean_a'], dice=c['mean_b'], gain=c['gain'], gain_lo=c['gain_ci95'][0], gain_hi=c['gain_ci95'][1],
                           better=c['n_better'], worse=c['n_worse'], minutes=sum(minutes)))
     return found
+
+# %% ../nbs/25_ablate.ipynb #c038c
+def seed_gains(
+    grid:Grid, # As it was run
+    runs, # Folder of its runs
+    *,
+    input:str='all sequences', # Or 'FLAIR only'
+)->list: # A row a recipe and seed, the base first: arm, seed, dice, gain over the base of that seed
+    "What each seed says by itself."
+    def mean(name, seed): return float(np.mean([r['dice'] for r in arm_rows(grid, runs, name, seeds=(seed,), input=input)]))
+    own = {seed: mean('base', seed) for seed in grid.seeds}
+    recipes = [('base', grid.seeds)] + [(a.name, a.seeds) for a in grid.arms]
+    return [dict(arm=name, seed=seed, dice=dice, gain=dice-own[seed]) for name,seeds in recipes for seed in seeds for dice in [mean(name, seed)]]

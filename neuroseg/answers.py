@@ -235,20 +235,37 @@ def _learner_answer(n):
         + f"On average the model expects an overlap of {sure['mean']:.3f} of itself; a warning below {LOW_CONFIDENCE} meets {sure['warned']['below 0.7']['warned']} of the {sure['warned']['below 0.7']['n']} patients under 0.7 and {sure['warned']['others']['warned']} of the {sure['warned']['others']['n']} others. "
         + f"The worst scores {n['worst'][0]['dice']:.2f}: a lesion of {n['worst'][0]['true_px']:,} voxels, {n['worst'][0]['recall']:.0%} of it found, {n['worst'][0]['precision']:.0%} of the outline tumour.")
 
+# %% ../nbs/35_answers.ipynb #c037a
+def _by_seed(rows):
+    "What the seeds of study 24 say one by one."
+    several = {arm: g for arm,g in rows.groupby('arm', sort=False) if len(g)>1}
+    gains = {arm: g['gain'].tolist() for arm,g in several.items() if arm!='base'}
+    moves = {arm: float(g['dice'].max()-g['dice'].min()) for arm,g in several.items()}
+    return dict(recipes=len(several), moved=sum(moves.values())/len(moves) if moves else None, most=max(moves.values(), default=None), base=moves.get('base'),
+                arms=len(gains), agree=sum(min(v)>0 or max(v)<0 for v in gains.values()), gains=gains)
+
+def _seed_sentence(s):
+    "One sentence on them."
+    if not s['arms']: return ''
+    return (f"{s['recipes']} recipes were trained or used with two seeds: between them the mean of these patients moves by {s['moved']:.3f} on average and {s['most']:.3f} at most (the base's by {s['base']:.3f}), "
+        f"and for {s['agree']} of the {s['arms']} changes both seeds agree on the sign. ")
+
+
 # %% ../nbs/35_answers.ipynb #c038
 @numbers_of('24_ablations')
 def _ablations(run):
     "Numbers of study 24."
-    found, base, arms = (table(run, name) for name in ('differences', 'base', 'arms'))
+    found, base, arms, seeds = (table(run, name) for name in ('differences', 'base', 'arms', 'seeds'))
     own = found[found['input']=='all sequences'].sort_values('gain')
     sure = own[(own['gain_lo']>0) | (own['gain_hi']<0)]
     n = dict(base=dict(mean=float(base['dice'].mean()), n=len(base)), arms=len(arms), factors=int(arms['factor'].nunique()), minutes=float(own['minutes'].sum()+table(run, 'minutes')['minutes'].sum()),
              differences={r['arm']: {k: r[k] for k in ('factor','n','seeds','dice','gain','gain_lo','gain_hi')} for r in own.to_dict('records')})
+    n['seeds'] = _by_seed(seeds[seeds['input']=='all sequences'])
     word = lambda r: f"`{r['arm']}` {r['gain']:+.3f} ({r['gain_lo']:+.3f} to {r['gain_hi']:+.3f})"
     worse,better = ([word(r) for r in rows.to_dict('records')] for rows in (sure[sure['gain']<0], sure[sure['gain']>0][::-1]))
     n['headline'] = f"{len(arms)} changes of {n['factors']} kinds on {len(base)} patients: {len(worse)} lower the score and {len(better)} raise it with an interval that excludes zero; for {len(own)-len(sure)} it includes zero."
     n['answer'] = (f"The base, at the budget of the ablations, has a mean Dice of {n['base']['mean']:.3f} on {len(base)} patients that were not learnt from. Of {len(arms)} changes of {n['factors']} kinds, {len(worse)} lower it with an interval that excludes zero"
-        + (f": {', '.join(worse)}" if worse else '') + f"; {len(better)} raise it" + (f": {', '.join(better)}" if better else '') + f". For the other {len(own)-len(sure)} the 95 % interval over patients includes zero: these patients do not tell. The intervals are over patients; another seed would add to them. With FLAIR alone beside, there are {len(found)} intervals in all: if no change did anything, {.05*len(found):.0f} of them would exclude zero by chance. All trainings together took {n['minutes']/60:.1f} hours on two CPU cores.")
+        + (f": {', '.join(worse)}" if worse else '') + f"; {len(better)} raise it" + (f": {', '.join(better)}" if better else '') + f". For the other {len(own)-len(sure)} the 95 % interval over patients includes zero: these patients do not tell. The intervals are over patients; another seed would add to them. {_seed_sentence(n['seeds'])}With FLAIR alone beside, there are {len(found)} intervals in all: if no change did anything, {.05*len(found):.0f} of them would exclude zero by chance. All trainings together took {n['minutes']/60:.1f} hours on two CPU cores.")
     return n
 
 # %% ../nbs/35_answers.ipynb #c041

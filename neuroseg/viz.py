@@ -678,14 +678,18 @@ def forest(
     *,
     label:str='arm', # Column of names
     xlabel:str='change of mean Dice (95 % interval over patients)', # Name of the axis
+    trainings=None, # arm and gain of single trainings, drawn as small marks where an arm has several
 ): # Figure
     "Differences with their intervals, the worst at the bottom."
+    single = as_frame([] if trainings is None else trainings)
     f = as_frame(rows).sort_values('gain', ascending=False).reset_index(drop=True)
     fig, ax = new_figure(height_in=.6+.22*len(f))
     for i,r in f.iterrows():
         sure = r['gain_lo']>0 or r['gain_hi']<0
         ink = colour('blue' if r['gain']>0 else 'vermilion') if sure else '#AAAAAA'
         ax.plot([r['gain_lo'], r['gain_hi']], [i,i], color=ink, lw=1.6)
+        own = single.loc[single[label]==r[label], 'gain'] if len(single) else []
+        if len(own)>1: ax.plot(own, [i+.28]*len(own), '|', ms=4, color='#444444', mew=1)
         ax.plot(r['gain'], i, 'o', ms=5, color=ink, mec='white', mew=.4)
         ax.annotate(f"{r['gain']:+.3f}", (1, i), (4,0), xycoords=('axes fraction','data'), textcoords='offset points', va='center', fontsize=8)
     ax.axvline(0, color='black', lw=.9)
@@ -772,7 +776,7 @@ FIGURES = { # study -> figure -> how to draw it from the folder of a run
         'three_worst': lambda run: triptych(*panels(run, 'low'), width_in=4.5),
     },
     '24_ablations': {
-        'differences': lambda run: forest(table(run, 'differences').query("input=='all sequences'")),
+        'differences': lambda run: forest(table(run, 'differences').query("input=='all sequences'"), trainings=table(run, 'seeds').query("input=='all sequences'")),
     },
     '25_fine_tuning': {
         'patients': lambda run: dice_strip(table(run, 'patients'), by='arm'),
