@@ -6,7 +6,7 @@ import pytest
 
 for library in ('torch', 'fastai', 'yaml'): pytest.importorskip(library)
 from conftest import ROOT
-from neuroseg.ablate import arm_rows, differences, grid_from, jobs, read_grid, run_folder, run_grid
+from neuroseg.ablate import arm_rows, differences, grid_from, jobs, read_grid, run_folder, run_grid, seed_gains
 from neuroseg.core import read_json
 from neuroseg.evaluate import read_rows, write_rows
 from neuroseg.phantom import write_phantom_lgg
@@ -39,6 +39,17 @@ def test_a_difference_is_within_patients_and_over_the_seeds_of_the_arm(done):
         assert base.keys() == arm.keys() and row['n'] == len(base) and row['gain'] == pytest.approx(np.mean([arm[p]-base[p] for p in base]), abs=1e-12)
     by_hand = [r['dice'] for k in (0, 1) for s in (0, 1) for r in read_rows(run_folder(runs, 'base', k, s)/'patients.csv') if r['input'] == 'all sequences']
     assert half['base'] == pytest.approx(np.mean(by_hand))
+
+
+def test_each_seed_is_compared_with_the_base_of_its_own(done):
+    grid, _, runs = done
+    rows = seed_gains(grid, runs, input='FLAIR only')
+    assert [(r['arm'], r['seed']) for r in rows] == [('base', 0), ('base', 1), ('flat', 0), ('half', 0), ('half', 1)]
+    for r in rows:
+        own = [[x['dice'] for k in (0, 1) for x in read_rows(run_folder(runs, name, k, r['seed'])/'patients.csv') if x['input'] == 'FLAIR only'] for name in ('base', r['arm'])]
+        assert r['dice'] == pytest.approx(np.mean(own[1])) and r['gain'] == pytest.approx(np.mean(own[1])-np.mean(own[0]), abs=1e-12)
+    half = next(r for r in differences(grid, runs, input='FLAIR only') if r['arm'] == 'half')
+    assert half['gain'] == pytest.approx(np.mean([r['gain'] for r in rows if r['arm'] == 'half'])), 'the difference over both seeds is the mean of the two'
 
 
 @pytest.mark.parametrize('spoil', ['interrupted', 'other network'])
