@@ -256,17 +256,28 @@ def _seed_sentence(s):
 def _ablations(run):
     "Numbers of study 24."
     found, base, arms, seeds = (table(run, name) for name in ('differences', 'base', 'arms', 'seeds'))
-    own = found[found['input']=='all sequences'].sort_values('gain')
-    sure = own[(own['gain_lo']>0) | (own['gain_hi']<0)]
-    n = dict(base=dict(mean=float(base['dice'].mean()), n=len(base)), arms=len(arms), factors=int(arms['factor'].nunique()), minutes=float(own['minutes'].sum()+table(run, 'minutes')['minutes'].sum()),
-             differences={r['arm']: {k: r[k] for k in ('factor','n','seeds','dice','gain','gain_lo','gain_hi')} for r in own.to_dict('records')})
-    n['seeds'] = _by_seed(seeds[seeds['input']=='all sequences'])
-    word = lambda r: f"`{r['arm']}` {r['gain']:+.3f} ({r['gain_lo']:+.3f} to {r['gain_hi']:+.3f})"
-    worse,better = ([word(r) for r in rows.to_dict('records')] for rows in (sure[sure['gain']<0], sure[sure['gain']>0][::-1]))
-    n['headline'] = f"{len(arms)} changes of {n['factors']} kinds on {len(base)} patients: {len(worse)} lower the score and {len(better)} raise it with an interval that excludes zero; for {len(own)-len(sure)} it includes zero."
-    n['answer'] = (f"The base, at the budget of the ablations, has a mean Dice of {n['base']['mean']:.3f} on {len(base)} patients that were not learnt from. Of {len(arms)} changes of {n['factors']} kinds, {len(worse)} lower it with an interval that excludes zero"
-        + (f": {', '.join(worse)}" if worse else '') + f"; {len(better)} raise it" + (f": {', '.join(better)}" if better else '') + f". For the other {len(own)-len(sure)} the 95 % interval over patients includes zero: these patients do not tell. The intervals are over patients; another seed would add to them. {_seed_sentence(n['seeds'])}With FLAIR alone beside, there are {len(found)} intervals in all: if no change did anything, {.05*len(found):.0f} of them would exclude zero by chance. All trainings together took {n['minutes']/60:.1f} hours on two CPU cores.")
-    return n
+    own,alone = (found[found['input']==kind].sort_values('gain') for kind in ('all sequences', 'FLAIR only'))
+    def by_arm(rows): return {r['arm']: {k: r[k] for k in ('factor','n','seeds','dice','gain','gain_lo','gain_hi')} for r in rows.to_dict('records')}
+    n = dict(base=dict(mean=float(base['dice'].mean()), n=len(base)), arms=len(arms), factors=int(arms['factor'].nunique()),
+             minutes=float(own['minutes'].sum()+table(run, 'minutes')['minutes'].sum()), intervals=len(found), differences=by_arm(own), flair_only=by_arm(alone), seeds=_by_seed(seeds[seeds['input']=='all sequences']))
+    worse,better = _telling(n['differences'])
+    n['headline'] = f"{len(arms)} changes of {n['factors']} kinds on {len(base)} patients: {len(worse)} lower the score and {len(better)} raise it with an interval that excludes zero; for {len(own)-len(worse)-len(better)} it includes zero."
+    return n | dict(answer=_ablations_answer(n))
+
+# %% ../nbs/35_answers.ipynb #c038a
+def _telling(differences):
+    "What lowers the score and what raises it with an interval that excludes zero, in words, the largest change first."
+    def word(arm, r): return f"`{arm}` {r['gain']:+.3f} ({r['gain_lo']:+.3f} to {r['gain_hi']:+.3f})"
+    worse = [word(*o) for o in sorted(differences.items(), key=lambda o: o[1]['gain']) if o[1]['gain_hi']<0]
+    return worse, [word(*o) for o in sorted(differences.items(), key=lambda o: -o[1]['gain']) if o[1]['gain_lo']>0]
+
+def _ablations_answer(n):
+    "The paragraph at the end of study 24."
+    (worse,better), (worse_alone,better_alone) = (_telling(n[k]) for k in ('differences', 'flair_only'))
+    def listed(rows): return f": {', '.join(rows)}" if rows else ''
+    return (f"The base, at the budget of the ablations, has a mean Dice of {n['base']['mean']:.3f} on {n['base']['n']} patients that were not learnt from. Of {n['arms']} changes of {n['factors']} kinds, {len(worse)} lower it with an interval that excludes zero{listed(worse)}; "
+        f"{len(better)} raise it{listed(better)}. For the other {n['arms']-len(worse)-len(better)} the 95 % interval over patients includes zero: these patients do not tell. With FLAIR alone as input {len(worse_alone)} lower it{listed(worse_alone)}; {len(better_alone)} raise it{listed(better_alone)}. "
+        f"The intervals are over patients; another seed would add to them. {_seed_sentence(n['seeds'])}There are {n['intervals']} intervals in all: if no change did anything, {.05*n['intervals']:.0f} of them would exclude zero by chance. All trainings together took {n['minutes']/60:.1f} hours on two CPU cores.")
 
 # %% ../nbs/35_answers.ipynb #c041
 @numbers_of('25_fine_tuning')
