@@ -337,7 +337,6 @@ def _hours(n):
     "The projected hours of each network, longest first."
     return ', '.join(f'{h:.1f} hours ({label})' for label,h in sorted(n['hours_of_thesis_schedule'].items(), key=lambda o: -o[1]))
 
-# %% ../nbs/35_answers.ipynb #c048b
 @numbers_of('29_speed_run')
 def _speed(run):
     "Numbers of study 29."

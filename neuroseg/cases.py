@@ -104,13 +104,11 @@ def _lgg_cases(root):
         images,masks = pair_masks(folder, folder)
         yield Case(patient_id(name), name, 'lgg', folder, images, masks, tuple(map(slice_number, images)), LGG_FOLDER.match(name)[2])
 
-# %% ../nbs/05_cases.ipynb #c028b
 def _hospital_cases(root):
     for folder in [root] if (root/'images').is_dir() else sorted((p.parent for p in root.glob('*/images')), key=natural_key):
         images,masks = pair_masks(folder/'images', folder/'masks')
         yield Case(folder.name, folder.name, 'hospital', folder, images, masks, tuple(map(slice_number, images)))
 
-# %% ../nbs/05_cases.ipynb #c028d
 def _nifti_cases(root):
     groups = {}
     for f in nifti_files(root):
@@ -121,7 +119,6 @@ def _nifti_cases(root):
         mask = masks[0] if len(masks)==1 else None
         yield Case(name, name, 'nifti', folder, tuple(images), (mask,), others=tuple(f for f in files if f!=mask and f not in images))
 
-# %% ../nbs/05_cases.ipynb #c028f
 def find_cases(
     root, # Folder of a cohort
     layout:str|None=None, # 'lgg', 'hospital', 'nifti'; by default found by `find_layout`
@@ -452,7 +449,6 @@ def _lgg_notes(root, cases, copies):
     if not SEALED & (known | here): return notes, {}
     return notes, dict(reversed(LGG_COUNTS.items())) if absent==SEALED else {'published': LGG_COUNTS['published']}
 
-# %% ../nbs/05_cases.ipynb #c099b
 def verify(
     root, # Folder of a cohort
     *,

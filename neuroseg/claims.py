@@ -160,7 +160,6 @@ def page_numbers(
     "Every number of a page, but those in links and addresses."
     return NUMBER.findall(re.sub(r'\]\([^)]*\)|https?://\S+', ' ', text))
 
-# %% ../nbs/24_claims.ipynb #c030b
 def notebook_text(
     file:Path, # A notebook whose outputs are Markdown
 )->str: # Markdown
@@ -173,7 +172,6 @@ def notebook_text(
         else: shown += [''.join(out['data']['text/markdown']) for out in cell['outputs'] if 'text/markdown' in out.get('data', {})]
     return '\n\n'.join(shown)
 
-# %% ../nbs/24_claims.ipynb #c030d
 def strayed(
     root:Path, # Of the repository
     page:str, # Of `PAGES`
@@ -205,7 +203,6 @@ def check_claims(
     if not ledger.is_file() or ledger.read_text(encoding='utf-8')!=ledger_text(root): faults.append('CLAIMS.md is not what reports/claims.yml gives; write it with `neuroseg claims --write`')
     return faults
 
-# %% ../nbs/24_claims.ipynb #c033b
 def ledger_text(
     root=None, # As `find_repo` takes it
 )->str: # Markdown
@@ -227,7 +224,6 @@ and with it the scores of {', '.join(p for p in PAGES if (root/p).is_file())}.
 {len(claims)} claims: {', '.join(f'{n} {v}' for v,n in counts.items() if n)}."""
     return '\n'.join([intro, '', head, *map(row, claims), *_own_pages(root)]) + '\n'
 
-# %% ../nbs/24_claims.ipynb #c033d
 def _own_pages(root):
     "What our own pages are written from."
     def sources(book): return sorted({r for c in read_json(root/book)['cells'] for r in re.findall(r"'(\d\d_\w+/\w+)'", ''.join(c['source']))})
@@ -236,7 +232,6 @@ def _own_pages(root):
     return ['', 'Our own pages are written by notebooks that read each score from its run, and every number on them, scores or not, is compared with what the notebook gives.', '',
             '| page | written by | numbers | runs |', '|---|---|---|---|', *rows] if rows else []
 
-# %% ../nbs/24_claims.ipynb #c033f
 def write_ledger(
     root=None, # As `find_repo` takes it
 )->Path: # CLAIMS.md

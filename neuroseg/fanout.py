@@ -37,7 +37,6 @@ def _limit_threads(n):
     os.environ['OMP_NUM_THREADS'] = str(n)
     if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(n)
 
-# %% ../nbs/22_fanout.ipynb #c009b
 def spread(
     f, # Called with one job
     jobs, # What to call it with
@@ -63,7 +62,6 @@ def spread(
         except Exception as e: raise RunError(f"a job failed on its worker ({type(e).__name__}: {e}); what others had finished is kept where they wrote it") from e
         finally: client.cancel(futures, force=True)
 
-# %% ../nbs/22_fanout.ipynb #c009d
 def _tick(bar, result):
     "Move the bar on."
     bar.update()

@@ -69,7 +69,6 @@ def read_video(
             frames = [f.to_ndarray(format='gray') for f in wanted]
     return _as_scan(frames, first, last, path.name)
 
-# %% ../nbs/28_frames.ipynb #c015b
 def _bounded(frames, first, max_voxels, name):
     "The frames, until they are too many or too large: a few kilobytes may hold hundreds of huge black ones."
     seen = taken = 0
@@ -78,7 +77,6 @@ def _bounded(frames, first, max_voxels, name):
         if taken>max_voxels or seen>MAX_DECODED_PX: raise InputError(f"the frames of `{name}` are more than the {max_voxels:,} pixels allowed; choose fewer, or make them smaller")
         yield f
 
-# %% ../nbs/28_frames.ipynb #c015d
 def _as_scan(frames, first, last, name):
     "Frames as a stack, with what its reader should know."
     if not frames: raise InputError(f"`{name}` has no frame {first}; choose an earlier one")

@@ -61,7 +61,6 @@ def _entries(z, name):
     if any(i.flag_bits & 1 for i in found): raise InputError(f'`{name}` is locked with a password; zip it again without')
     return found
 
-# %% ../nbs/29_intake.ipynb #c014b
 def _listing_bytes(path):
     "How long an archive says its list of files is; read from its end, since the list itself would be read whole."
     with open(path, 'rb') as f:
@@ -76,7 +75,6 @@ def _opened_zip(path):
     try: return zipfile.ZipFile(path)
     except zipfile.BadZipFile as e: raise InputError(f'`{path.name}` cannot be read as a zip file ({e}); zip it again') from e
 
-# %% ../nbs/29_intake.ipynb #c014d
 def unpack(
     path, # Zip file
     folder, # To write to; made if need be
@@ -125,7 +123,6 @@ def _kind(path):
     if name.endswith(IMAGE_ENDINGS): return 'picture'
     return 'dicom' if name.endswith('.dcm') or is_dicom(path) else 'other'
 
-# %% ../nbs/29_intake.ipynb #c020b
 def arrange(
     paths:list, # Stored files
     *,
@@ -141,7 +138,6 @@ def arrange(
     if together and len(pictures)>1: return found + [Found(pictures, (f'{len(pictures)} slices',))]
     return found + [Found(p, (p.stem,)) for p in pictures]
 
-# %% ../nbs/29_intake.ipynb #c020d
 def arrange_folder(
     folder:Path, # Unpacked
     name:str, # Of its archive

@@ -108,7 +108,6 @@ def _opened(path):
             source = BytesIO(path.read_bytes()) if path.stat().st_size<2**26 else path
             with Image.open(source, formats=FORMATS) as im: yield im
 
-# %% ../nbs/04_io.ipynb #c022b
 def _pixels(im):
     "Stored grey levels of an open picture; only what is no grey or RGB is converted."
     if im.mode in ('1','LA','La'): im = im.convert('L')
@@ -117,7 +116,6 @@ def _pixels(im):
     if a.dtype.kind=='f' and not np.isfinite(a).all(): raise ValueError(f'{(~np.isfinite(a)).sum()} pixels are NaN or infinite')
     return a.astype(a.dtype.newbyteorder('='), copy=False)
 
-# %% ../nbs/04_io.ipynb #c022d
 def read_pages(
     path, # PNG, TIFF, JPEG or BMP file
     *,

@@ -48,7 +48,6 @@ KINDS = { # kind: what it is, and whether a public cohort excuses it
     'private cohort': ('a folder that is marked as a private cohort', False),
     'opaque file': ('a file that cannot be looked into', False)}
 
-# %% ../nbs/33_leaks.ipynb #c006b
 @dataclass(frozen=True, order=True)
 class Leak:
     "One finding."
@@ -98,7 +97,6 @@ class Rules:
     own:re.Pattern|None=None # Login and machine
     vouched:dict=field(default_factory=dict) # Folder to voucher, once found
 
-# %% ../nbs/33_leaks.ipynb #c014b
 def rules_of(
     root, # Of the project
     cohort=None, # Folder of a private cohort whose names are looked for
@@ -113,7 +111,6 @@ def rules_of(
     return Rules(Path(root), public, NOBODY | {u.lower() for u in said.get('invented', ())}, name_pattern(cohort_of(cohort, private=True)) if cohort else None,
                  re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(own)))})(?!\w)") if own else None)
 
-# %% ../nbs/33_leaks.ipynb #c014d
 def _voucher(folder:Path)->str|bool|None: # Who vouches for a folder; False: it is private; None: nothing is said here
     run, said = folder/'run.json', folder/COHORT_FILE
     for file in (f for f in (run, said) if f.is_file()):
@@ -124,7 +121,6 @@ def _voucher(folder:Path)->str|bool|None: # Who vouches for a folder; False: it 
         if isinstance(about, dict) and 'private' in about: return False if about['private'] is not False else str(about.get('source') or 'public')
         if facts.get('data_hash') in PUBLISHED: return PUBLISHED[facts['data_hash']]
 
-# %% ../nbs/33_leaks.ipynb #c014f
 def voucher(
     file:Path, # Any
     rules:Rules,
@@ -149,7 +145,6 @@ def _png(data):
         if kind==b'IEND' and at<len(data): yield 'picture text', 'after the last chunk'
         if kind==b'IEND': return
 
-# %% ../nbs/33_leaks.ipynb #c019b
 def _exif(body, place):
     yield 'EXIF', place
     if b'\xff\xd8\xff' in body or b'\x89PNG\r' in body: yield 'thumbnail', place
@@ -163,7 +158,6 @@ def _jpeg(data):
         if marker in (0xe1, 0xed) and body[:4]: yield from _exif(body, f'segment APP{marker-0xe0}')
         at += 2+n
 
-# %% ../nbs/33_leaks.ipynb #c019d
 TIFF_TAGS = {269:'DocumentName', 270:'ImageDescription', 271:'Make', 272:'Model', 285:'PageName', 306:'DateTime', 315:'Artist', 316:'HostComputer', 333:'InkNames', 700:'XMP', 33432:'Copyright',
              33723:'IPTC', 34665:'Exif', 34853:'GPS', 37510:'UserComment', 50838:'ImageJ', 50839:'ImageJ'}
 
@@ -179,7 +173,6 @@ def _other_picture(data):
             if im.format!='TIFF' and ('exif' in im.info or 'xmp' in im.info): yield from _exif(im.info.get('exif', b''), 'EXIF')
     except (OSError, ValueError, SyntaxError): yield 'opaque file', 'picture'
 
-# %% ../nbs/33_leaks.ipynb #c019f
 def picture_kinds(
     data:bytes, # Of a picture file
 ): # Yields each kind and its place
@@ -326,7 +319,6 @@ def _shown(out, place, looked):
         for kind,at in (*looked(plain), *html_kinds(plain), *plain_kinds(plain)): yield kind, place
         for picture in embedded(text): yield 'embedded picture', place
 
-# %% ../nbs/33_leaks.ipynb #c042b
 def notebook_kinds(
     nb:dict, # As read from JSON
     looked, # Function of a text and `code=`, yielding kinds and positions
@@ -349,7 +341,6 @@ def _pdf(data):
     if re.search(rb'/(?:Title|Author|Subject|Keywords)\s*[(<](?!\)|>|<)', data): yield 'PDF metadata', 'information'
     yield 'picture', 'file'
 
-# %% ../nbs/33_leaks.ipynb #c047b
 def _text(data, suffix, looked):
     "A file of text, whatever its format."
     try: text = data.decode('utf-8-sig')
@@ -366,7 +357,6 @@ def _text(data, suffix, looked):
         for kind,at in picture_kinds(picture) if picture[:2] in (b'\x89P', b'\xff\xd8') else (): yield kind, f'embedded picture, {at}'
     for kind,at in looked(PICTURE.sub('', text) if len(text)>200_000 else text, code=suffix in CODE or suffix==''): yield kind, f'line {text.count(chr(10), 0, at)+1}'
 
-# %% ../nbs/33_leaks.ipynb #c047d
 def file_kinds(
     data:bytes, # Of a file
     name:str, # Its name
@@ -415,13 +405,11 @@ def file_leaks(
     excused = bool(voucher(file, rules)) if any(KINDS[k][1] for k,_ in found) else False
     return [Leak(name, place, kind) for kind,place in dict.fromkeys(found) if not (excused and KINDS[kind][1])]
 
-# %% ../nbs/33_leaks.ipynb #c053b
 def _project(path): # The nearest folder above with a pyproject.toml or .git, else the working folder
     "Where a path belongs."
     here = Path.cwd() if path.is_relative_to(Path.cwd()) else path if path.is_dir() else path.parent
     return next((p for p in (path, *path.parents) if (p/'pyproject.toml').is_file() or (p/'.git').exists()), here)
 
-# %% ../nbs/33_leaks.ipynb #c053d
 def check(
     paths=('.',), # Files and folders
     *,

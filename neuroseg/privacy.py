@@ -119,7 +119,6 @@ def _state(cohort)->dict: # `key`, `numbers`
     except OSError: _DRAWN[cohort.folder] = kept
     return kept
 
-# %% ../nbs/27_privacy.ipynb #c019b
 def _first(file, kept)->bool:
     "Write a file that nobody else has written meanwhile, whole."
     with tempfile.NamedTemporaryFile('w', dir=file.parent, delete=False) as tmp: json.dump(kept, tmp)
@@ -128,7 +127,6 @@ def _first(file, kept)->bool:
     finally: os.unlink(tmp.name)
     return True
 
-# %% ../nbs/27_privacy.ipynb #c019d
 def opaque(
     cohort:Cohort,
 )->dict: # Name of each patient to what is written instead; of a public cohort, to the name itself
@@ -194,7 +192,6 @@ class _Scrubbed(io.TextIOBase):
     @property
     def encoding(self): return self._stream.encoding
 
-# %% ../nbs/27_privacy.ipynb #c035b
 @contextlib.contextmanager
 def _quiet_logs(scrub):
     "Log records made inside have their message scrubbed."
@@ -207,7 +204,6 @@ def _quiet_logs(scrub):
     try: yield
     finally: logging.setLogRecordFactory(before)
 
-# %% ../nbs/27_privacy.ipynb #c035d
 def own_cache(
     cohort:Cohort,
 )->Path: # A temporary one where the cohort's folder cannot be written to

@@ -415,7 +415,6 @@ def held_for(
     held = Path(folder)/HELD
     return cohort_of(read_json(held)['folder'], private=True) if held.is_file() else None
 
-# %% ../nbs/16_report.ipynb #c080b
 def withheld(
     nb, # Executed notebook
     folder, # Of its run
@@ -435,7 +434,6 @@ def withheld(
         if cell.get('outputs'): cell.outputs = [o if may(o) else note for o in cell.outputs if may(o) or o is cell.outputs[0]]
     return nb
 
-# %% ../nbs/16_report.ipynb #c080d
 def _texts(o, change): # Every text of an object changed, but pictures
     if isinstance(o, str): return change(o)
     if isinstance(o, dict): return {k: v if str(k).startswith('image/') else _texts(v, change) for k,v in o.items()}
@@ -604,7 +602,6 @@ A commit that the history does not know was folded into a later one before it wa
 This page is written by `neuroseg reproduce`.
 """
 
-# %% ../nbs/16_report.ipynb #c104b
 def _row(root, folder):
     "One run of the index."
     record, found = read_json(folder/'run.json'), read_json(folder/'summary.json') if (folder/'summary.json').is_file() else {}
@@ -614,7 +611,6 @@ def _row(root, folder):
     page = [f'[page]({at}/notebook.html)'] if (folder/'notebook.html').is_file() else []
     return f"| {name} | {found.get('headline','')} | {', '.join([folder.name, record['started'][:10], *code, f'''{record['seconds']/60:.1f} min''', *page])} |"
 
-# %% ../nbs/16_report.ipynb #c104d
 def write_index(
     root=None, # As `find_repo` takes it
 )->Path: # reports/README.md

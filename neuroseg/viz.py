@@ -197,7 +197,6 @@ def _curves(ax, h, columns, best): # `columns`: role to column
     ax.set_xlabel('epoch')
     ax.xaxis.get_major_locator().set_params(integer=True)
 
-# %% ../nbs/15_viz.ipynb #c039b
 @styled
 def training_curves(
     history, # Rows of history.csv: epoch (from 0), train_loss, and any of valid_loss, train_dice and `valid_dice`
