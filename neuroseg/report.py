@@ -597,7 +597,7 @@ What the studies in `nbs/studies` found. Each row is one run: the notebook as it
 
 The first runs a study again, on the real cohort; the second draws every figure again, from the stored tables and without any scan. The minutes are
 those of the last run, which does not repeat a training that it finds finished; how long the trainings took stands in the study.
-A commit that the history does not know was folded into a later one before it was published; `code` in `run.json` is a fingerprint of the study that ran.
+A commit that the history does not know was folded into a later one before it was published; `code` in `run.json` is a fingerprint of the library and the study that ran.
 
 This page is written by `neuroseg reproduce`.
 """

@@ -24,6 +24,15 @@ def done(tmp_path_factory):
     return grid, folder, d/'runs'
 
 
+@pytest.fixture
+def told_apart(done, tmp_path):
+    "The same runs with scores drawn by lot: networks of one epoch all score alike, and would hide a wrong pair."
+    grid, _, runs = done
+    runs, rng = shutil.copytree(runs, tmp_path/'runs'), np.random.default_rng(0)
+    for f in sorted(runs.glob('*/*/patients.csv')): write_rows(f, [r | dict(dice=float(rng.uniform())) for r in read_rows(f)])
+    return grid, runs
+
+
 def test_everything_asked_for_is_there_once(done):
     grid, _, runs = done
     assert len(jobs(grid)) == 2*2 + 2
@@ -31,8 +40,8 @@ def test_everything_asked_for_is_there_once(done):
     assert found == sorted([f'{n}/fold_{k}_seed_{s}' for n in ('base', 'half') for k in (0, 1) for s in (0, 1)] + [f'flat/fold_{k}_seed_0' for k in (0, 1)])
 
 
-def test_a_difference_is_within_patients_and_over_the_seeds_of_the_arm(done):
-    grid, _, runs = done
+def test_a_difference_is_within_patients_and_over_the_seeds_of_the_arm(told_apart):
+    grid, runs = told_apart
     flat, half = differences(grid, runs)
     for row, seeds in ((flat, (0,)), (half, (0, 1))):
         base, arm = ({r['patient']: r['dice'] for r in arm_rows(grid, runs, name, seeds=seeds)} for name in ('base', row['arm']))
@@ -41,8 +50,8 @@ def test_a_difference_is_within_patients_and_over_the_seeds_of_the_arm(done):
     assert half['base'] == pytest.approx(np.mean(by_hand))
 
 
-def test_each_seed_is_compared_with_the_base_of_its_own(done):
-    grid, _, runs = done
+def test_each_seed_is_compared_with_the_base_of_its_own(told_apart):
+    grid, runs = told_apart
     rows = seed_gains(grid, runs, input='FLAIR only')
     assert [(r['arm'], r['seed']) for r in rows] == [('base', 0), ('base', 1), ('flat', 0), ('half', 0), ('half', 1)]
     for r in rows:
@@ -69,3 +78,10 @@ def test_scores_that_are_not_of_this_network_are_made_again(done, tmp_path, spoi
 def test_the_grid_of_study_24_can_be_run():
     grid = read_grid(ROOT/'reports/24_ablations/grid.yml')
     assert len(grid.arms) >= 12 and len({a.name for a in grid.arms}) == len(grid.arms) and not {0, 1} & set(grid.folds), 'folds that the recipe was chosen on cannot judge it'
+
+
+def test_every_small_difference_of_study_24_has_two_seeds():
+    "As grid.yml and README say; two networks are two seeds by themselves."
+    rows = [r for r in read_rows(ROOT/'reports/24_ablations/cpu/seeds.csv') if r['input'] == 'all sequences' and r['arm'] not in ('base', 'two_networks')]
+    small = {r['arm'] for r in rows if r['seed'] == 0 and abs(r['gain']) < .02}
+    assert small and {r['arm'] for r in rows if r['seed'] == 1} == small
