@@ -15,7 +15,7 @@ from nbconvert import MarkdownExporter
 from nbdev.config import get_config, nbpath2html
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
-from neuroseg.claims import PAGES
+from neuroseg.reports.claims import PAGES
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent

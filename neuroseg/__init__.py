@@ -1,18 +1,21 @@
-"Outline brain tumours in MRI, and know what the score means. `neuroseg.segment(path)` is the shortest way in."
+"Segment brain tumours in MRI. `neuroseg.segment(path)` is the shortest way in, `neuroseg.Segmenter` the way for many scans."
 __version__ = "0.1.0"
 
 import os
 
-# ONNX Runtime tells its maker of every start, and leaves a mark in the temporary folder, unless this is set before it is loaded. Nothing leaves this machine
+# ONNX Runtime reports each start to its maker, and leaves a file in the temporary folder, unless this is set before it is loaded
 os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
+
+# Public names and their modules: loaded when first asked for, so that `import neuroseg` itself stays free of numpy
+_PUBLIC = {'segment': 'segmentation.result', 'Segmentation': 'segmentation.result', 'Segmenter': 'segmentation.result',
+           'predict_cases': 'segmentation.batch', 'read_scan': 'scans.reading', 'Scan': 'scans.stacks', 'load_card': 'segmentation.card'}
 
 
 def __getattr__(name):
-    # Loaded when first asked for: `import neuroseg` itself stays free of numpy and everything else
-    if name == 'segment':
-        from neuroseg.infer import segment
-        return segment
+    if name in _PUBLIC:
+        from importlib import import_module
+        return getattr(import_module(f'neuroseg.{_PUBLIC[name]}'), name)
     raise AttributeError(f"module 'neuroseg' has no attribute {name!r}")
 
 
-def __dir__(): return sorted([*globals(), 'segment'])
+def __dir__(): return sorted([*globals(), *_PUBLIC])

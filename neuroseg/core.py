@@ -1,4 +1,4 @@
-"""Errors, paths and the run record that everything else stands on
+"""Errors, paths, fingerprints, safe writing of results, and the record of a run
 
 Docs: https://neuroseg.github.io/neuroseg/core.html.md"""
 
@@ -11,8 +11,8 @@ __all__ = ['COHORT_MARKS', 'STACK', 'NeurosegError', 'InputError', 'ShapeError',
            'write_json', 'read_json', 'git_commit', 'versions', 'hardware', 'peak_mb', 'RunRecord', 'record_run']
 
 # %% ../nbs/00_core.ipynb #c003
-import contextlib, dataclasses, errno, hashlib, importlib, json, math, os, platform, random, shutil, subprocess, sys, time, uuid
-from dataclasses import dataclass, field
+import contextlib, dataclasses, hashlib, importlib, json, math, os, platform, random, shutil, subprocess, sys, time, uuid
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 

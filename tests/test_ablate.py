@@ -6,10 +6,11 @@ import pytest
 
 for library in ('torch', 'fastai', 'yaml'): pytest.importorskip(library)
 from conftest import ROOT
-from neuroseg.ablate import arm_rows, differences, grid_from, jobs, read_grid, run_folder, run_grid, seed_gains
+from neuroseg.learn.ablation import (arm_rows, differences, grid_from, jobs, read_grid, run_folder, run_grid,
+                                     seed_gains)
 from neuroseg.core import read_json
-from neuroseg.evaluate import read_rows, write_rows
-from neuroseg.phantom import write_phantom_lgg
+from neuroseg.evaluation.scores import read_rows, write_rows
+from neuroseg.scans.phantom import write_phantom_lgg
 
 SAID = dict(base=dict(model='trial', epochs=1, bs=8, prep=dict(size_px=32)), folds=[0, 1], seeds=[0, 1],
             arms=dict(flat=dict(factor='schedule', asks='?', set=dict(schedule='flat'), seeds=[0]), half=dict(factor='threshold', asks='?', predict=dict(threshold=.5))))

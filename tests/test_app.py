@@ -12,22 +12,27 @@ from pydicom.data import get_testdata_file
 from streamlit.testing.v1 import AppTest
 from test_infer import bright, head, write_model, write_nifti
 
-from neuroseg import app, intake
+from neuroseg.app import uploads
+from neuroseg.app import session
+from neuroseg.app import main
 from neuroseg.core import InputError
-from neuroseg.frames import read_video
-from neuroseg.infer import Found, Segmenter, predict_cases
-from neuroseg.io import read_mask, read_scan
-from neuroseg.looks import PLANES, picture, views
-from neuroseg.metrics import hd95_mm, score_case
-from neuroseg.sample import sample_path
-from neuroseg.words import LANGUAGES, TEXTS, figure, say, translated
+from neuroseg.scans.video import read_video
+from neuroseg.scans.reading import Found
+from neuroseg.segmentation.result import Segmenter
+from neuroseg.segmentation.batch import predict_cases
+from neuroseg.scans.nifti import read_mask
+from neuroseg.scans.reading import read_scan
+from neuroseg.app.views import PLANES, picture, views
+from neuroseg.evaluation.metrics import hd95_mm, score_case
+from neuroseg.scans.phantom import sample_path
+from neuroseg.app.i18n import LANGUAGES, TEXTS, figure, say, translated
 
 WAIT_S = 300
 
 
 def forget():
-    app.shared_card.clear()
-    app.LOADED.clear()
+    main.shared_card.clear()
+    main.LOADED.clear()
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -47,7 +52,7 @@ def segmenter(card): return Segmenter(card)
 
 
 def fresh():
-    at = AppTest.from_file(app.__file__, default_timeout=WAIT_S).run()
+    at = AppTest.from_file(main.__file__, default_timeout=WAIT_S).run()
     assert not at.exception
     return at
 
@@ -119,8 +124,8 @@ def test_the_page_opens_with_the_notice_and_no_result(page):
 
 def test_the_page_does_not_wait_for_the_network(monkeypatch):
     "Painted from the card, even if the network takes for ever to load."
-    monkeypatch.setattr(app, 'warm', lambda card: None)
-    monkeypatch.setattr(app, 'Segmenter', None)
+    monkeypatch.setattr(main, 'warm', lambda card: None)
+    monkeypatch.setattr(main, 'Segmenter', None)
     forget()
     assert not fresh().error
 
@@ -142,7 +147,7 @@ def test_the_application_agrees_with_the_library(page, volume, card, tmp_path):
 
 def test_the_threshold_slider_cuts_the_same_probabilities_elsewhere(page, volume, monkeypatch):
     upload(page, volume)
-    monkeypatch.setattr(app, 'segment_found', None) # the network is not asked again
+    monkeypatch.setattr(main, 'segment_found', None) # the network is not asked again
     ml = [float(metrics(page)['Lesion, mL'])]
     for t in (.05, .95):
         slider(page, 'Threshold').set_value(t).run()
@@ -260,7 +265,7 @@ def test_a_new_scan_begins_with_the_threshold_of_the_model(page, volume, tmp_pat
         upload(page, write_nifti(tmp_path/f'{k}_flair.nii.gz', head((10+k, 48, 40))[0]))
         assert slider(page, 'Threshold').value == .5
         slider(page, 'Threshold').set_value(.8).run()
-    assert len({app.Result('a', None, [], None).key for _ in range(5)}) == 5
+    assert len({session.Result('a', None, [], None).key for _ in range(5)}) == 5
 
 
 def test_several_scans_stand_in_one_table(page, volume, tmp_path):
@@ -415,7 +420,7 @@ def test_one_bad_file_among_good_ones(page, volume):
 def test_a_fault_of_ours_is_a_sentence_and_the_log_names_nobody(page, volume, monkeypatch, capsys, part):
     "Whether it happens while segmenting or while a slider redraws the pictures."
     def broken(*a, **k): raise RuntimeError('patient Anna')
-    monkeypatch.setattr(app, part, broken)
+    monkeypatch.setattr(main, part, broken)
     upload(page, volume)
     assert [e.value for e in page.error] == [say('fault')]
     log = capsys.readouterr()
@@ -437,29 +442,29 @@ class Upload:
 
 @pytest.mark.parametrize('name', ['../../evil.png', '/etc/passwd.png', '..\\..\\evil.png', 'C:\\x\\evil.png', '.evil.png', 'e\0vil.png', 'x'*50+'\n.png', '`a`![](b).png', 'x'*300+'.png'])
 def test_a_name_cannot_leave_the_folder(tmp_path, name):
-    path, = intake.store([Upload(name, b'x')], tmp_path)
+    path, = uploads.store([Upload(name, b'x')], tmp_path)
     assert path.parent == tmp_path and path.exists() and not set('`![]/\\\n\0') & set(path.name)
 
 
 def test_too_much_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(intake, 'MAX_UPLOAD_MB', 1)
-    with pytest.raises(InputError, match='or 1 MB allowed'): intake.store([Upload('a.png', bytes(1_100_000))], tmp_path)
+    monkeypatch.setattr(uploads, 'MAX_UPLOAD_MB', 1)
+    with pytest.raises(InputError, match='or 1 MB allowed'): uploads.store([Upload('a.png', bytes(1_100_000))], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_zip_that_lies_about_its_size(tmp_path, monkeypatch):
     "What a header says is not believed: reading stops at the bound."
-    monkeypatch.setattr(intake, 'MAX_UNPACKED_MB', 1)
-    monkeypatch.setattr(intake, '_entries', lambda z, name: z.infolist())
+    monkeypatch.setattr(uploads, 'MAX_UNPACKED_MB', 1)
+    monkeypatch.setattr(uploads, '_entries', lambda z, name: z.infolist())
     (tmp_path/'a.zip').write_bytes(zipped({'a.nii': bytes(5_000_000)}))
-    with pytest.raises(InputError, match='more than the 1 MB'): intake.unpack(tmp_path/'a.zip', tmp_path/'out')
+    with pytest.raises(InputError, match='more than the 1 MB'): uploads.unpack(tmp_path/'a.zip', tmp_path/'out')
     assert not (tmp_path/'out/a.nii').exists()
 
 
 def test_an_upload_is_not_parked_on_the_disk():
     "Starlette writes what is larger than this to a temporary file of its own."
     from starlette.formparsers import MultiPartParser
-    assert MultiPartParser.spool_max_size > intake.MAX_UPLOAD_MB*10**6
+    assert MultiPartParser.spool_max_size > uploads.MAX_UPLOAD_MB*10**6
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='looks at the marks that ONNX Runtime leaves on Linux')
@@ -474,8 +479,8 @@ def test_the_runtime_tells_nobody_and_leaves_no_mark(tmp_path, card, root):
 
 def test_a_full_disk_is_a_sentence(monkeypatch, segmenter):
     def full(*a, **k): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(app, 'store', full)
-    results, errors = app.segment_uploads(segmenter, [Upload('a.png', b'')])
+    monkeypatch.setattr(main, 'store', full)
+    results, errors = session.segment_uploads(segmenter, [Upload('a.png', b'')])
     assert results == [] and len(errors) == 1 and 'disk' in errors[0]
 
 
@@ -494,9 +499,9 @@ def test_a_cancelled_run_leaves_nothing(volume, segmenter, tmp_path, monkeypatch
     monkeypatch.setattr(tempfile, 'tempdir', str(scratch))
     class Ended(BaseException): pass
     def tick(share, name): raise Ended
-    with pytest.raises(Ended): app.segment_uploads(segmenter, [Upload(volume.name, volume.read_bytes())], tick=tick)
+    with pytest.raises(Ended): session.segment_uploads(segmenter, [Upload(volume.name, volume.read_bytes())], tick=tick)
     assert list(scratch.iterdir()) == []
-    assert app.GATE.acquire(timeout=1); app.GATE.release()
+    assert session.GATE.acquire(timeout=1); session.GATE.release()
 
 
 def test_cancel_and_start_again(page, volume):
@@ -517,13 +522,13 @@ def test_two_visitors_do_not_meet(volume, tmp_path):
     assert slices(a.run()) == 12 and slices(b.run()) == 8
 
 
-def result_of(volume, segmenter): return app.segment_uploads(segmenter, [Upload(volume.name, volume.read_bytes())])[0][0]
+def result_of(volume, segmenter): return session.segment_uploads(segmenter, [Upload(volume.name, volume.read_bytes())])[0][0]
 
 
 def test_the_zip_is_what_predict_writes(volume, card, segmenter, tmp_path):
     report, = predict_cases(volume, tmp_path/'out', model=card)
     result = result_of(volume, segmenter)
-    with zipfile.ZipFile(io.BytesIO(app.bundle(result, result.at(.5)))) as z: z.extractall(tmp_path/'zip')
+    with zipfile.ZipFile(io.BytesIO(session.bundle(result, result.at(.5)))) as z: z.extractall(tmp_path/'zip')
     here, there = tmp_path/'zip', tmp_path/'out'/'anna_flair'
     assert sorted(p.name for p in here.iterdir()) == sorted(p.name for p in there.iterdir())
     assert (read_mask(here/'mask.nii.gz') == read_mask(there/'mask.nii.gz')).all()
@@ -536,7 +541,7 @@ def test_the_zip_is_what_predict_writes(volume, card, segmenter, tmp_path):
 def test_the_sheet_says_what_the_page_says(volume, segmenter, lang):
     result = result_of(volume, segmenter)
     seg = result.at(.5)
-    document = pypdfium2.PdfDocument(app.report_pdf(seg, 'sœur | x', lang=lang, shown=result.shown))
+    document = pypdfium2.PdfDocument(main.report_pdf(seg, 'sœur | x', lang=lang, shown=result.shown))
     text = document[0].get_textpage().get_text_range()
     document.close()
     for said in (figure(seg.volume_ml, '.1f', lang)+' mL', figure(seg.confidence, '.2f', lang), 'bright 7', 'sœur', say('notice', lang).split('.')[0]): assert said in text
@@ -545,11 +550,11 @@ def test_the_sheet_says_what_the_page_says(volume, segmenter, lang):
 @pytest.mark.parametrize('affine', [np.diag([-1., -1., 4., 1.]), np.array([[0, 0, 2., 0], [1., 0, 0, 0], [0, 1., 0, 0], [0, 0, 0, 1]])], ids=['axial', 'turned'])
 def test_the_overlay_lies_on_the_lesion_whatever_way_the_volume_is_stored(affine, tmp_path, segmenter):
     v, lesion = head((10, 40, 30))
-    result = app.segment_found(segmenter, Found(write_nifti(tmp_path/'v_flair.nii.gz', v, affine), ('v',)), 'v')
+    result = session.segment_found(segmenter, Found(write_nifti(tmp_path/'v_flair.nii.gz', v, affine), ('v',)), 'v')
     mask = result.shown.turn(result.found.mask)
     for plane, axes in (('axial', (1, 2)), ('coronal', (0, 2)), ('sagittal', (0, 1))):
         k = int(mask.sum(axes).argmax())
-        grey, drawn = (np.asarray(app.picture(result.shown, plane, k, layer=l, mask=mask).convert('RGB')).astype(int) for l in (None, 'outline'))
+        grey, drawn = (np.asarray(main.picture(result.shown, plane, k, layer=l, mask=mask).convert('RGB')).astype(int) for l in (None, 'outline'))
         red = (drawn != grey).any(-1)
         assert red.any() and grey[red].mean() > 1.5*grey[~red & (grey[..., 0] > 30)].mean()
 

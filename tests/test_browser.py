@@ -19,9 +19,10 @@ from test_app import series, write_video
 from test_infer import bright, head, write_model, write_nifti
 
 from neuroseg.cli import app_command
-from neuroseg.infer import Segmenter, load_card
-from neuroseg.io import read_mask
-from neuroseg.sample import sample_path
+from neuroseg.segmentation.card import load_card
+from neuroseg.segmentation.result import Segmenter
+from neuroseg.scans.nifti import read_mask
+from neuroseg.scans.phantom import sample_path
 
 pytestmark = pytest.mark.browser
 WAIT_S = 240

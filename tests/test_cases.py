@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neuroseg.cases import (FAULT_KINDS, LGG_COUNTS, SEALED, case_table, find_cases, find_layout, load_case, pair_masks, patient_id, read_clinical, verify)
+from neuroseg.cohorts.cases import FAULT_KINDS, find_cases, find_layout, load_case, pair_masks, patient_id
+from neuroseg.cohorts.integrity import LGG_COUNTS, SEALED, case_table, read_clinical, verify
 from neuroseg.core import DataError, InputError, ShapeError
 
 SIDE = 16

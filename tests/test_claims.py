@@ -4,7 +4,7 @@ import re, shutil, subprocess, sys
 import pytest
 from conftest import ROOT, tracked_files
 
-from neuroseg.claims import PAGES, VERDICTS, check_claims, judge, ledger_text, load_claims, our_value, strayed
+from neuroseg.reports.claims import PAGES, VERDICTS, check_claims, judge, ledger_text, load_claims, our_value, strayed
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from test_infer import bright, head, write_model, write_nifti
 from neuroseg import cli
 from neuroseg.cli import COMMANDS, main
 from neuroseg.core import DataError, read_json
-from neuroseg.io import read_mask
+from neuroseg.scans.nifti import read_mask
 
 posix = pytest.mark.skipif(os.name!='posix', reason='needs POSIX')
 
@@ -109,7 +109,7 @@ def test_debug_shows_the_traceback(run, tmp_path, monkeypatch):
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
-    import neuroseg.cases
+    import neuroseg.cohorts.cases
     def broken(*a, **k): raise KeyError('dice')
     monkeypatch.setattr(neuroseg.cases, 'verify', broken)
     with pytest.raises(KeyError): main(['data', 'verify', str(tmp_path)])
@@ -122,9 +122,9 @@ def test_predict_many_kinds_at_once(run, card, scan, slice_png, tmp_path):
     done = run('predict', scan, slice_png, '-o', out, '--model', card, '--no-flips', '--threads', 1)
     assert done.code == 0 and done.err == ''
     assert sorted(p.name for p in out.iterdir()) == ['scan_flair', 'slice']
-    report = read_json(out/'scan_flair'/'report.json')
-    assert f"{report['volume_ml']:.1f} mL" in done.out
-    assert read_mask(out/'scan_flair'/'mask.nii.gz').sum() == report['lesion_px'] > 0
+    reproduce = read_json(out/'scan_flair'/'report.json')
+    assert f"{reproduce['volume_ml']:.1f} mL" in done.out
+    assert read_mask(out/'scan_flair'/'mask.nii.gz').sum() == reproduce['lesion_px'] > 0
 
 
 def test_predict_threshold_and_flips_arrive(run, card, scan, tmp_path):
@@ -249,7 +249,7 @@ def test_a_full_disk(run, card, scan, full_disk):
 
 def test_a_full_disk_keeps_the_former_result(run, card, scan, tmp_path, monkeypatch):
     "Wherever a result is written: the disk fills up at the last file."
-    import neuroseg.infer
+    import neuroseg.segmentation.result
     assert run('predict', scan, '-o', tmp_path/'out', '--model', card).code == 0
     before = {p.name: p.read_bytes() for p in (tmp_path/'out'/'scan_flair').iterdir()}
     def full(path, obj): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -324,7 +324,7 @@ def test_nobody_reads_on(root, card):
 
 
 def test_too_little_memory(run, card, scan, tmp_path, monkeypatch):
-    import neuroseg.cases
+    import neuroseg.cohorts.cases
     def big(*a, **k): np.empty(2**55)
     monkeypatch.setattr(neuroseg.cases, 'verify', big)
     refused(run('data', 'verify', tmp_path), 'not enough memory')
@@ -360,7 +360,7 @@ def test_phantom_refuses_nonsense(run, tmp_path, words):
 
 
 def test_fetch_passes_its_folder_on(run, tmp_path, monkeypatch):
-    import neuroseg.fetch
+    import neuroseg.cohorts.fetch
     class Report:
         ok = False
         def __str__(self): return 'one fault'
@@ -374,7 +374,7 @@ def test_fetch_passes_its_folder_on(run, tmp_path, monkeypatch):
 @pytest.fixture(scope='module')
 def trained(cohort, tmp_path_factory):
     "A run of one pass with a network of a few filters."
-    from neuroseg.models import MODELS, ThesisUnet
+    from neuroseg.learn.networks import MODELS, ThesisUnet
     folder, MODELS['tiny'] = tmp_path_factory.mktemp('run'), lambda n_in, pretrained: ThesisUnet(n_in, (4, 8))
     os.environ['NEUROSEG_CACHE'] = str(folder/'cache')
     (folder/'recipe.json').write_text('{"model": "tiny", "epochs": 9, "bs": 4}')
@@ -398,7 +398,7 @@ def test_train_writes_everything_down(trained):
 
 
 def test_train_again_only_reads_the_result(run, trained, monkeypatch):
-    import neuroseg.fit
+    import neuroseg.learn.cross_validation
     words, folder = trained
     def never(*a, **k): raise AssertionError('trained again')
     monkeypatch.setattr(neuroseg.fit, 'train', never)
@@ -468,10 +468,10 @@ def test_train_refuses_nonsense(run, cohort, tmp_path, words, says):
 # Studies, application, model --------------------------------------------------------------------------------------------------------------------
 
 def test_reproduce_and_figures_pass_on_what_was_asked(run, monkeypatch, tmp_path):
-    from neuroseg import report
+    from neuroseg.reports import reproduce
     asked = []
-    monkeypatch.setattr(report, 'reproduce', lambda names, profile, resume, compare, trial: asked.append((names, profile, resume, compare, trial)) or [tmp_path])
-    monkeypatch.setattr(report, 'figures', lambda names: asked.append(names) or [tmp_path/'dice.png'])
+    monkeypatch.setattr(reproduce, 'reproduce', lambda names, profile, resume, compare, trial: asked.append((names, profile, resume, compare, trial)) or [tmp_path])
+    monkeypatch.setattr(reproduce, 'figures', lambda names: asked.append(names) or [tmp_path/'dice.png'])
     assert 'notebook.html' in run('reproduce', 'thesis', '--profile', 'cpu', '--resume').out
     assert run('reproduce').code == 0 and run('figures').out.startswith('1 figure(s) drawn')
     assert asked == [(['thesis'], 'cpu', True, False, False), (None, 'smoke', False, False, False), None]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from neuroseg import core
-from neuroseg.core import (ConfigError, DataError, InputError, MissingExtraError, NeurosegError, OutputError, RunRecord, ShapeError,
-    atomic_dir, atomic_path, cache_dir, data_dir, git_commit, hardware, hash_files, jsonable, need, peak_mb, read_json, record_run,
-    seed_everything, sha256_array, sha256_file, versions, write_json)
+from neuroseg.core import (ConfigError, DataError, InputError, MissingExtraError, NeurosegError, OutputError,
+                           RunRecord, ShapeError, atomic_dir, atomic_path, cache_dir, data_dir, git_commit, hardware,
+                           hash_files, jsonable, need, peak_mb, read_json, record_run, seed_everything, sha256_array,
+                           sha256_file, versions, write_json)
 
 ROOT = Path(core.__file__).parents[1]
 posix = pytest.mark.skipif(os.name=='nt', reason='needs POSIX signals, permissions or device files')

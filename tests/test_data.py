@@ -7,12 +7,12 @@ import pytest
 torch = pytest.importorskip('torch')
 from PIL import Image
 
-from neuroseg.cases import find_cases
+from neuroseg.cohorts.cases import find_cases
 from neuroseg.core import ConfigError, NeurosegError, ShapeError
-from neuroseg.data import (Augment, SliceSet, augment, batch, cache_key, change_intensity, draw_epoch, lose_sequences, paste_lesions, prepare_case, random_grid,
-                           slice_set, thesis_set)
-from neuroseg.prep import Prep, thesis_plane
-from neuroseg.splits import thesis_split
+from neuroseg.learn.slices import SliceSet, batch, cache_key, draw_epoch, prepare_case, slice_set, thesis_set
+from neuroseg.learn.augmentation import Augment, augment, change_intensity, lose_sequences, paste_lesions, random_grid
+from neuroseg.scans.preparation import Prep, thesis_plane
+from neuroseg.cohorts.splits import thesis_split
 
 STILL = Augment(**{f: 0. for f in Augment.__dataclass_fields__})
 
@@ -223,7 +223,7 @@ def test_a_damaged_cache_is_made_anew(cohort, tmp_path, damage):
 
 def test_the_cache_is_read(cohort, tmp_path, monkeypatch):
     slice_set(cohort, Prep(size_px=32), cache=tmp_path/'c', progress=False)
-    monkeypatch.setattr('neuroseg.data.prepare_case', None)
+    monkeypatch.setattr('neuroseg.learn.slices.prepare_case', None)
     assert len(slice_set(cohort, Prep(size_px=32), cache=tmp_path/'c', progress=False))==15
 
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neuroseg.cases import find_cases
+from neuroseg.cohorts.cases import find_cases
 from neuroseg.core import ConfigError, DataError, InputError, jsonable
-from neuroseg.evaluate import compare, evaluate_case, evaluate_cases, flair_alone, read_rows, summary_of, write_rows
-from neuroseg.infer import prob_volume
-from neuroseg.io import Scan
-from neuroseg.metrics import score_case
-from neuroseg.prep import Prep
+from neuroseg.evaluation.scores import (compare, evaluate_case, evaluate_cases, flair_alone, read_rows, summary_of,
+                                        write_rows)
+from neuroseg.segmentation.network import prob_volume
+from neuroseg.scans.stacks import Scan
+from neuroseg.evaluation.metrics import score_case
+from neuroseg.scans.preparation import Prep
 
 
 def patient(n, shape=(4, 48, 40)):

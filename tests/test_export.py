@@ -8,14 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from neuroseg import export
+from neuroseg.learn import export
 from neuroseg.core import ConfigError, RunError, read_json, sha256_file
-from neuroseg.evaluate import TorchSegmenter
-from neuroseg.export import StoredNet, export_model, half_weights, model_card, onnx_error
-from neuroseg.infer import Segmenter, check_graph, load_card
-from neuroseg.io import Scan
-from neuroseg.models import ThesisUnet, build_model
-from neuroseg.prep import Prep
+from neuroseg.evaluation.scores import TorchSegmenter
+from neuroseg.learn.export import StoredNet, export_model, half_weights, model_card, onnx_error
+from neuroseg.segmentation.onnx_graph import check_graph
+from neuroseg.segmentation.card import load_card
+from neuroseg.segmentation.result import Segmenter
+from neuroseg.scans.stacks import Scan
+from neuroseg.learn.networks import ThesisUnet, build_model
+from neuroseg.scans.preparation import Prep
 
 SMALL = Prep(size_px=32)
 
@@ -137,7 +139,7 @@ def test_the_caller_cannot_overwrite_what_is_measured():
 
 @pytest.mark.filterwarnings('ignore') # of fastai, about pandas
 def test_a_recipe_stands_on_the_card():
-    from neuroseg.train import TrainConfig, config_from
+    from neuroseg.learn.recipe import TrainConfig, config_from
     cfg = TrainConfig(prep=SMALL, epochs=3)
     card = model_card(cfg, name='n', card={})
     assert config_from(card['recipe']) == cfg

@@ -9,9 +9,9 @@ from PIL import Image
 
 pytest.importorskip('kagglesdk')
 
-from neuroseg import fetch
+from neuroseg.cohorts import fetch
 from neuroseg.core import DataError, MissingExtraError, OutputError
-from neuroseg.fetch import CHUNK_BYTES, archive_url, at_hand, credentials, download, fetch_lgg, unpack, wanted
+from neuroseg.cohorts.fetch import CHUNK_BYTES, archive_url, at_hand, credentials, download, fetch_lgg, unpack, wanted
 
 RNG = np.random.default_rng(0)
 

@@ -7,18 +7,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from neuroseg import cli
-from neuroseg.cases import find_cases
+from neuroseg.cohorts.cases import find_cases
 from neuroseg.core import ConfigError, OutputError, RunError
-from neuroseg.data import slice_set
-from neuroseg.evaluate import read_rows
-from neuroseg.export import export_model
-from neuroseg.finetune import interpolate_weights, assign_folds, finetune, start_weights, tuning_recipe
-from neuroseg.infer import load_card
-from neuroseg.models import build_model
-from neuroseg.phantom import write_phantom_hospital, write_phantom_lgg, write_phantom_nifti
-from neuroseg.prep import Prep
-from neuroseg.privacy import mark
-from neuroseg.train import Callback, TrainConfig, checkpoint_meta, train
+from neuroseg.learn.slices import slice_set
+from neuroseg.evaluation.scores import read_rows
+from neuroseg.learn.export import export_model
+from neuroseg.learn.finetune import interpolate_weights, assign_folds, finetune, start_weights, tuning_recipe
+from neuroseg.segmentation.card import load_card
+from neuroseg.learn.networks import build_model
+from neuroseg.scans.phantom import write_phantom_hospital, write_phantom_lgg, write_phantom_nifti
+from neuroseg.scans.preparation import Prep
+from neuroseg.cohorts.privacy import mark
+from neuroseg.learn.recipe import TrainConfig
+from neuroseg.learn.train import Callback, checkpoint_meta, train
 
 MADE_BY = TrainConfig(model='trial', epochs=1, bs=4, prep=Prep(size_px=32))
 
@@ -40,9 +41,9 @@ def run(cohort, out, first, **kwargs): return finetune(cohort, out, model=first,
 
 
 def test_every_patient_is_scored_once_by_a_network_that_did_not_see_him(hospital, first, tmp_path, monkeypatch):
-    from neuroseg import finetune as module
-    real, learnt = module.tune, {}
-    monkeypatch.setattr(module, 'tune', lambda cases, at, **kwargs: learnt.update({at.name: {c.patient for c in cases}}) or real(cases, at, **kwargs))
+    from neuroseg.learn import finetune
+    real, learnt = finetune.tune, {}
+    monkeypatch.setattr(finetune, 'tune', lambda cases, at, **kwargs: learnt.update({at.name: {c.patient for c in cases}}) or real(cases, at, **kwargs))
     found = run(hospital, tmp_path/'run', first)
     rows = [r for k in range(3) for r in read_rows(tmp_path/'run'/f'fold_{k}'/'patients.csv')]
     assert sorted(r['patient'] for r in rows) == sorted({c.patient for c in find_cases(hospital)}) and found['after']['n'] == 3
@@ -59,16 +60,16 @@ def test_the_model_that_is_kept_learnt_from_everyone_and_inherits_the_licence(ho
 
 
 def test_a_broken_off_run_goes_on_where_it_was(hospital, first, tmp_path, monkeypatch):
-    from neuroseg import finetune as module
-    whole, real, done = run(hospital, tmp_path/'whole', first), module.tune_fold, []
+    from neuroseg.learn import finetune
+    whole, real, done = run(hospital, tmp_path/'whole', first), finetune.tune_fold, []
     def broken(k, *args, **kwargs):
         if len(done)==2: raise KeyboardInterrupt
         done.append(k)
         return real(k, *args, **kwargs)
-    monkeypatch.setattr(module, 'tune_fold', broken)
+    monkeypatch.setattr(finetune, 'tune_fold', broken)
     with pytest.raises(KeyboardInterrupt): run(hospital, tmp_path/'cut', first)
     stamp = (tmp_path/'cut'/'fold_0'/'patients.csv').stat().st_mtime_ns
-    monkeypatch.setattr(module, 'tune_fold', real)
+    monkeypatch.setattr(finetune, 'tune_fold', real)
     assert run(hospital, tmp_path/'cut', first)['expect'] == whole['expect']
     assert (tmp_path/'cut'/'fold_0'/'patients.csv').stat().st_mtime_ns == stamp
     assert (tmp_path/'cut'/'model'/'model.safetensors').read_bytes() == (tmp_path/'whole'/'model'/'model.safetensors').read_bytes()

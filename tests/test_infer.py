@@ -8,14 +8,22 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from neuroseg import infer
-from neuroseg.cases import find_cases
+from neuroseg.segmentation import preview
+from neuroseg.segmentation import result
+from neuroseg.cohorts.cases import find_cases
 from neuroseg.core import ConfigError, InputError, OutputError, sha256_file
-from neuroseg.evaluate import evaluate_case
-from neuroseg.infer import (Found, Segmenter, case_names, check_graph, expand, expected_dice, group_sequences, load_card, mask_warnings, outline, pick_slices,
-                            predict_cases, preview, replaceable, scan_warnings, segment, shipped_models)
-from neuroseg.io import Scan, read_mask, read_scan
-from neuroseg.prep import Prep, prepare, prepare_mask, restore
+from neuroseg.evaluation.scores import evaluate_case
+from neuroseg.scans.reading import Found, case_names, expand, group_sequences
+from neuroseg.segmentation.onnx_graph import check_graph
+from neuroseg.segmentation.card import load_card, shipped_models
+from neuroseg.segmentation.quality import expected_dice, mask_warnings, outline, scan_warnings
+from neuroseg.segmentation.preview import pick_slices, preview
+from neuroseg.segmentation.result import Segmenter, replaceable, segment
+from neuroseg.segmentation.batch import predict_cases
+from neuroseg.scans.stacks import Scan
+from neuroseg.scans.nifti import read_mask
+from neuroseg.scans.reading import read_scan
+from neuroseg.scans.preparation import Prep, prepare, prepare_mask, restore
 
 SIDE = 64
 
@@ -222,16 +230,16 @@ def test_missing_sequences_are_flair(segmenter):
 
 
 def test_segment_keeps_one_model_and_notices_a_new_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(infer, '_loaded', {})
+    monkeypatch.setattr(result, '_loaded', {})
     path = write_model(tmp_path, bright())
     scan = Scan(head()[0][None], ('flair',))
     first = segment(scan, model=path)
-    kept = list(infer._loaded.values())
+    kept = list(result._loaded.values())
     segment(scan, model=path)
-    assert list(infer._loaded.values()) == kept
+    assert list(result._loaded.values()) == kept
     write_model(tmp_path, scaled(.001))
     assert first.mask.any() and not segment(scan, model=path).mask.any()
-    assert len(infer._loaded) == 1
+    assert len(result._loaded) == 1
 
 
 def test_the_environment_names_a_model(card_path, monkeypatch):
@@ -364,7 +372,7 @@ def test_previews_of_any_length(n):
 def test_a_preview_keeps_proportions():
     v, lesion = head((3, 40, 40))
     affine = np.diag([-1., -3., 5., 1.])
-    assert infer.tiles(Scan(v[None], ('flair',), (5., 3., 1.), affine), lesion, tile_px=90)[0][1].size == (30, 90)
+    assert preview.tiles(Scan(v[None], ('flair',), (5., 3., 1.), affine), lesion, tile_px=90)[0][1].size == (30, 90)
 
 
 def test_pick_slices_stay_inside():
@@ -419,7 +427,7 @@ def test_a_former_result_is_replaced_whole_or_not_at_all(tmp_path, card_path, mo
     assert sorted(names(out/'case')) == ['mask.nii.gz', 'masks/case_1_mask.png', 'masks/case_2_mask.png', 'preview.png', 'report.json']
     before = {n: (out/'case'/n).read_bytes() for n in names(out/'case')}
     def full(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(infer, 'write_json', full)
+    monkeypatch.setattr(result, 'write_json', full)
     said, = predict_cases(folder, out, model=card_path)
     assert said['error'] == 'cannot write `case`: no space left on device'
     assert {n: (out/'case'/n).read_bytes() for n in names(out/'case')} == before
@@ -555,18 +563,18 @@ def test_unusual_pictures_are_read(tmp_path, segmenter, mode, make):
 def test_out_of_memory_is_told_and_others_go_on(tmp_path, card_path, monkeypatch):
     v, _ = head((2, 40, 40))
     for p in ('a', 'b'): write_stack(tmp_path/p, v)
-    plain = infer.read_scan
+    plain = result.read_scan
     def greedy(source, **kw):
         if Path(source).name == 'a': raise MemoryError
         return plain(source, **kw)
-    monkeypatch.setattr(infer, 'read_scan', greedy)
+    monkeypatch.setattr(result, 'read_scan', greedy)
     said = predict_cases([tmp_path/'a', tmp_path/'b'], tmp_path/'out', model=card_path)
     assert 'more memory' in said[0]['error'] and 'error' not in said[1]
 
 
 def test_a_bug_is_not_hidden(tmp_path, card_path, monkeypatch):
     def bug(*_, **__): raise ZeroDivisionError
-    monkeypatch.setattr(infer, 'read_scan', bug)
+    monkeypatch.setattr(result, 'read_scan', bug)
     with pytest.raises(ZeroDivisionError): predict_cases(write_stack(tmp_path/'a', head((2, 40, 40))[0]), tmp_path/'out', model=card_path)
 
 
@@ -608,7 +616,7 @@ def test_weights_swapped_after_the_check_are_noticed(tmp_path):
 
 
 def test_a_model_may_not_be_endless(tmp_path, monkeypatch):
-    monkeypatch.setattr(infer, 'MAX_MODEL_MB', 0)
+    monkeypatch.setattr(result, 'MAX_MODEL_MB', 0)
     with pytest.raises(InputError, match='more than the 0 allowed'): load_card(write_model(tmp_path, bright()))
 
 

@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 
 from neuroseg.core import InputError, NeurosegError, OutputError, ShapeError
-from neuroseg.io import (copies_of_flair, guess_sequence, natural_key, numbering_faults, read_dicom_series, read_image, read_mask, read_nifti, read_scan,
-                         read_stack, slice_number, write_mask_nifti, write_mask_png)
+from neuroseg.scans.pictures import guess_sequence, natural_key, read_image, slice_number
+from neuroseg.scans.stacks import copies_of_flair, numbering_faults, read_stack
+from neuroseg.scans.nifti import read_mask, read_nifti, write_mask_nifti, write_mask_png
+from neuroseg.scans.dicom import read_dicom_series
+from neuroseg.scans.reading import read_scan
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 255, (20, 14), dtype=np.uint8)

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch')
-from neuroseg.losses import DiceBCELoss, MixedDiceBCELoss, SegmentationLoss, SliceTverskyBCELoss, ThesisDiceLoss, slice_overlap, soft_dice
-from neuroseg.metrics import batch_soft_dice, dice, thesis_dice
+from neuroseg.learn.losses import (DiceBCELoss, MixedDiceBCELoss, SegmentationLoss, SliceTverskyBCELoss,
+                                   ThesisDiceLoss, slice_overlap, soft_dice)
+from neuroseg.evaluation.metrics import dice
+from neuroseg.evaluation.protocols import batch_soft_dice, thesis_dice
 
 
 def case(seed=0, n=4, side=12, share=.3):

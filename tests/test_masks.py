@@ -4,8 +4,8 @@ import pytest
 from scipy import ndimage
 
 from neuroseg.core import ConfigError, InputError, ShapeError
-from neuroseg.masks import (CONNECTIVITY, boundary, check_mask, check_spacing, components, fill_holes, largest_component,
-    lesion_stats, main_pieces, volume_ml)
+from neuroseg.scans.masks import (CONNECTIVITY, boundary, check_mask, check_spacing, components, fill_holes,
+                                  largest_component, lesion_stats, main_pieces, volume_ml)
 
 def random_masks(n, seed=0, ndims=(2,3)):
     "Masks of random shape and density, some of them speckle, some blobs, some empty or full."

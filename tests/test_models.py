@@ -9,7 +9,8 @@ import timm
 from torch import nn
 
 from neuroseg.core import ConfigError, DataError, InputError, ShapeError
-from neuroseg.models import MODELS, FastUnet, ThesisUnet, build_model, count_parameters, imagenet_lite0, lite0_encoder, register, widen_stem
+from neuroseg.learn.networks import (MODELS, FastUnet, ThesisUnet, build_model, count_parameters, imagenet_lite0,
+                                     lite0_encoder, register, widen_stem)
 
 WIDTHS = (64,128,256,512,1024)
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neuroseg import phantom
+from neuroseg.scans import anatomy
+from neuroseg.scans import phantom
 from neuroseg.core import InputError, MissingExtraError, OutputError, sha256_array
-from neuroseg.phantom import LABELS, SEQUENCES, phantom_patient, write_phantom_hospital, write_phantom_lgg, write_phantom_nifti
+from neuroseg.scans.phantom import (LABELS, SEQUENCES, phantom_patient, write_phantom_hospital, write_phantom_lgg,
+                                    write_phantom_nifti)
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = dict(size_px=64, n_slices=12)
@@ -72,7 +74,7 @@ def test_mask_volume_at_coarse_resolution(cohort):
 def test_declared_volume_does_not_depend_on_the_grid(cohort, sharp): assert sharp[2].lesion_ml == cohort[2].lesion_ml
 
 def test_volumes_span_the_range():
-    volumes = np.array([phantom.draw_head(n).lesion.volume_ml for n in range(1, 25)])
+    volumes = np.array([anatomy.draw_head(n).lesion.volume_ml for n in range(1, 25)])
     assert 5 <= volumes.min() < 12 and 70 < volumes.max() <= 100 and 20 < np.median(volumes) < 35
 
 def test_tumour_slices_of_the_cohort(cohort): assert .33 < np.mean([p.mask.any((1,2)).mean() for p in cohort.values()]) < .47
@@ -162,7 +164,7 @@ def test_nifti_geometry(tmp_path, cohort):
 def test_affine_finds_the_lesion_on_its_side_of_the_body(cohort):
     "The mask's centre in mm (right, front, top) is where the anatomy was given its tumour: a flipped axis would move it by centimetres."
     for n,p in cohort.items():
-        head = phantom.draw_head(n)
+        head = anatomy.draw_head(n)
         planned = np.linalg.solve(head.matrix, head.lesion.centre - head.offset)[::-1]
         z,y,x = np.argwhere(p.mask).mean(0)
         assert np.abs((p.affine @ [x, y, z, 1])[:3] - planned).max() < 20 and np.sign(planned[0]) == np.sign((p.affine @ [x, y, z, 1])[0])
@@ -191,11 +193,11 @@ def test_impossible_requests_are_refused(kw):
 def test_template_needs_no_network(monkeypatch):
     def refuse(*a, **k): raise AssertionError('the template went to the network')
     monkeypatch.setattr(socket, 'socket', refuse)
-    assert phantom.atlas.__wrapped__().gm.shape == (189,233,197)
+    assert anatomy.atlas.__wrapped__().gm.shape == (189,233,197)
 
 def test_without_nilearn_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'nilearn.datasets', None)
-    with pytest.raises(MissingExtraError, match=r'\.\[reproduce\]'): phantom.atlas.__wrapped__()
+    with pytest.raises(MissingExtraError, match=r'\.\[reproduce\]'): anatomy.atlas.__wrapped__()
 
 def test_import_is_light():
     code = "import neuroseg.phantom, sys; print([m for m in ('scipy', 'nilearn', 'PIL', 'nibabel', 'pandas', 'torch', 'matplotlib') if m in sys.modules])"

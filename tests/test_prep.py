@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from neuroseg.core import InputError, ShapeError
-from neuroseg.io import SEQUENCES, Scan
-from neuroseg.metrics import dice
-from neuroseg.prep import (THESIS_PX, Grid, Prep, axial_view, context_step, crop, from_axial, grey_levels, head_box, head_mask, paste, prepare,
-                           prepare_mask, rescale, resize_planes, restore, thesis_plane, thesis_slices, to_axial, with_context)
+from neuroseg.scans.pictures import SEQUENCES
+from neuroseg.scans.stacks import Scan
+from neuroseg.evaluation.metrics import dice
+from neuroseg.scans.preparation import (THESIS_PX, Grid, Prep, axial_view, context_step, crop, from_axial,
+                                        grey_levels, head_box, head_mask, paste, prepare, prepare_mask, rescale,
+                                        resize_planes, restore, thesis_plane, thesis_slices, to_axial, with_context)
 
 ORIENTATIONS = [''.join(p) for axes in permutations(('LR','PA','IS')) for p in product(*axes)]
 

@@ -8,10 +8,13 @@ from conftest import ROOT, tracked_files
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from neuroseg import leaks, privacy
+from neuroseg.cohorts import privacy
+from neuroseg.cohorts import membership
+from neuroseg.cohorts import phi_kinds
+from neuroseg.cohorts import phi_scan
 from neuroseg.cli import main
 from neuroseg.core import OutputError, read_json, write_json
-from neuroseg.phantom import write_phantom_hospital
+from neuroseg.scans.phantom import write_phantom_hospital
 
 # Planted, in pieces, so that this file is not its own find
 SECRET = 'MIL' 'LER'
@@ -150,7 +153,7 @@ def test_a_planted_leak_is_caught(project, what):
     "By its own kind and at its place, and without a word of what it is."
     name, blob, kind, place = PLANTED[what]
     root = project(name, blob)
-    found = leaks.check([root])
+    found = phi_scan.check([root])
     assert (kind, place) in {(l.kind, l.place) for l in found}
     assert not any(w in str(l) for l in found for w in (SECRET, SECRET.title(), HOME, UID))
 
@@ -159,11 +162,11 @@ def test_a_planted_leak_is_caught(project, what):
 def test_without_its_reader_it_would_be_missed(project, what, monkeypatch):
     "Each kind is found by itself: nothing else reports it."
     name, blob, kind, place = PLANTED[what]
-    found = {l.kind for l in leaks.check([project(name, blob)])}
+    found = {l.kind for l in phi_scan.check([project(name, blob)])}
     assert found - {kind} <= {'picture', 'scan', 'embedded picture', 'notebook picture', 'EXIF', 'DICOM header', 'attachment'}
 
 
-def test_the_kinds_are_all_planted(): assert {p[2] for p in PLANTED.values()} | {'name', 'user name'} == set(leaks.KINDS)
+def test_the_kinds_are_all_planted(): assert {p[2] for p in PLANTED.values()} | {'name', 'user name'} == set(phi_kinds.KINDS)
 
 
 PUBLIC = {'a.ipynb': notebook(data(**{'image/png': b64(picture()), 'text/html': TABLE % 'P1'}), stream('fold 0:  40%|####      |')),
@@ -171,18 +174,18 @@ PUBLIC = {'a.ipynb': notebook(data(**{'image/png': b64(picture()), 'text/html': 
 
 
 @pytest.mark.parametrize('record,clean', [
-    (dict(cohort=dict(private=False, source='BraTS 2018')), True), (dict(data_hash=next(iter(leaks.PUBLISHED))), True),
+    (dict(cohort=dict(private=False, source='BraTS 2018')), True), (dict(data_hash=next(iter(phi_scan.PUBLISHED))), True),
     (dict(cohort=dict(private=True)), False), (dict(data_hash='0'*64), False), (dict(cohort=dict(name='x')), False), ({}, False)])
 def test_a_report_of_a_public_cohort_raises_no_alarm(project, record, clean):
     for name, blob in PUBLIC.items(): root = project(f'reports/10_coin/cpu/{name}', blob)
     write_json(root/'reports/10_coin/cpu/run.json', record)
-    assert ({l.kind for l in leaks.check([root])} == set()) == clean
+    assert ({l.kind for l in phi_scan.check([root])} == set()) == clean
 
 
 def test_a_public_cohort_excuses_no_path(project):
     root = project('run/a.ipynb', notebook(stream(f'{HOME}/1.png')))
     write_json(root/'run/run.json', dict(cohort=dict(private=False, source='CC BY')))
-    assert [l.kind for l in leaks.check([root])] == ['path']
+    assert [l.kind for l in phi_scan.check([root])] == ['path']
 
 
 def test_the_nearest_voucher_decides(project):
@@ -190,31 +193,31 @@ def test_the_nearest_voucher_decides(project):
     root = project('reports/private_cpu/a.png', picture())
     write_json(root/'reports/run.json', dict(cohort=dict(private=False, source='CC BY')))
     write_json(root/'reports/private_cpu/run.json', dict(cohort=dict(private=True)))
-    assert [l.kind for l in leaks.check([root])] == ['picture']
+    assert [l.kind for l in phi_scan.check([root])] == ['picture']
 
 
 @pytest.mark.parametrize('text', ['/home/me/x', 'Dice 0.84, class 1.2.840.10008.5.1.4.1.1.4', 'patient: nobody', '45% of slices', 'version 1.2.3.4.5.6', 'x^2 and R^T', 'https://a.b/home/x', 'f(0010, 0020)'])
-def test_plain_text_raises_no_alarm(project, text): assert leaks.check([project('a.txt', text.encode())]) == []
+def test_plain_text_raises_no_alarm(project, text): assert phi_scan.check([project('a.txt', text.encode())]) == []
 
 
 def test_the_login_is_found(project, monkeypatch):
-    monkeypatch.setattr(leaks.getpass, 'getuser', lambda: 'drmiller')
+    monkeypatch.setattr(phi_scan.getpass, 'getuser', lambda: 'drmiller')
     root = project('a.txt', b'run by drmiller')
-    assert [l.kind for l in leaks.check([root])] == ['user name']
+    assert [l.kind for l in phi_scan.check([root])] == ['user name']
     project('a.txt', b'run by drmillers')
-    assert leaks.check([root]) == []
+    assert phi_scan.check([root]) == []
 
 
 def test_the_committed_repository_is_clean():
     "Everything that git holds or would add."
-    assert [str(l) for l in leaks.check([ROOT]) if l.file in tracked_files()] == []
+    assert [str(l) for l in phi_scan.check([ROOT]) if l.file in tracked_files()] == []
 
 
 def test_the_repository_is_not_clean_by_chance(repo_copy):
     "Were the stored runs not vouched for, their pictures would be found."
     (repo_copy/'reports/20_exploration/cpu/run.json').unlink()
     (repo_copy/'pyproject.toml').write_text('')
-    found = {(l.file.split('/')[0], l.kind) for l in leaks.check([repo_copy])}
+    found = {(l.file.split('/')[0], l.kind) for l in phi_scan.check([repo_copy])}
     assert {('reports', 'picture'), ('reports', 'notebook picture'), ('reports', 'embedded picture'), ('nbs', 'notebook picture'), ('neuroseg', 'scan')} <= found
 
 
@@ -230,8 +233,8 @@ def hospital(tmp_path):
 def test_the_names_of_a_cohort_are_found(project, hospital):
     root = project('a.md', b'as in the case of bob stone')
     project('Eve_Green.txt', b'')
-    assert leaks.check([root]) == []
-    assert {(l.file, l.kind) for l in leaks.check([root], cohort=hospital)} == {('a.md', 'name'), ('Eve_Green.txt', 'name')}
+    assert phi_scan.check([root]) == []
+    assert {(l.file, l.kind) for l in phi_scan.check([root], cohort=hospital)} == {('a.md', 'name'), ('Eve_Green.txt', 'name')}
 
 
 def test_the_command_says_it_by_its_exit_code(project, capsys):
@@ -320,14 +323,14 @@ def private_study(root, hospital, extra='1', **params):
     "A study of a private cohort that says and shows whatever it can."
     import nbformat
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-    from neuroseg import report
+    from neuroseg.reports import reproduce
     cells = [new_markdown_cell('# A ward\n\n> Who?'), new_code_cell('profile = "smoke"\nout = None\ncohort = None', metadata={'tags': ['parameters']}),
              *(new_code_cell(extra if c == '%s' else c) for c in STUDY)]
     (root/'nbs/studies').mkdir(parents=True, exist_ok=True)
     (root/'reports/10_ward').mkdir(parents=True, exist_ok=True)
     nbformat.write(new_notebook(metadata={'kernelspec': dict(display_name='python3', language='python', name='python3')}, cells=cells), root/'nbs/studies/10_ward.ipynb')
     (root/'reports/10_ward/params.yml').write_text('smoke: {}')
-    return report.run_study('10', root=root, progress=False, cohort=str(hospital), **params)
+    return reproduce.run_study('10', root=root, progress=False, cohort=str(hospital), **params)
 
 
 def everything(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
@@ -347,7 +350,7 @@ def repo(tmp_path, monkeypatch):
 
 def betrayed(tmp_path, hospital, but=()):
     "Files outside the cohort's own folder that hold a name of it or one of its pictures."
-    from neuroseg.privacy import cohort_of, name_pattern
+    from neuroseg.cohorts.privacy import cohort_of, name_pattern
     cohort = cohort_of(hospital)
     pattern, scans = name_pattern(cohort), [f.read_bytes()[-200:-20] for c in cohort.cases for f in c.images]
     return [n for n, b in everything(tmp_path).items() if not (tmp_path.resolve()/n).is_relative_to(hospital) and n not in but
@@ -367,8 +370,8 @@ def test_a_private_run_leaves_nothing_outside_the_cohort(repo, hospital, tmp_pat
     nb = json.loads((run/'notebook.ipynb').read_text(encoding='utf-8'))
     shown = [base64.b64decode(o['data']['image/png']) for c in nb['cells'] for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
     assert shown == [(run/'figures/dots.png').read_bytes()], 'the figure that went through StudyRun, and no slice'
-    assert not (run/'.private.json').exists() and leaks.check([run], root=run, cohort=hospital) != [], 'were it not a drawing, the picture would be found'
-    assert {l.kind for l in leaks.check([run], root=run, cohort=hospital)} <= {'picture', 'notebook picture', 'embedded picture'}
+    assert not (run/'.private.json').exists() and phi_scan.check([run], root=run, cohort=hospital) != [], 'were it not a drawing, the picture would be found'
+    assert {l.kind for l in phi_scan.check([run], root=run, cohort=hospital)} <= {'picture', 'notebook picture', 'embedded picture'}
 
 
 def test_a_private_run_that_fails_leaves_nothing_either(repo, hospital, tmp_path):
@@ -402,14 +405,14 @@ def test_four_patients_are_no_statistic(repo, hospital):
 
 def test_a_real_study_of_a_private_cohort(repo, tmp_path):
     "Study 20, unchanged, on a cohort in another layout that is marked private."
-    from neuroseg import report
-    from neuroseg.phantom import write_phantom_lgg
+    from neuroseg.reports import reproduce
+    from neuroseg.scans.phantom import write_phantom_lgg
     (repo/'reports/20_exploration').mkdir(parents=True)
     (repo/'nbs/studies').mkdir(parents=True)
     for name in ('nbs/studies/20_exploration.ipynb', 'reports/20_exploration/params.yml'): shutil.copy(ROOT/name, repo/name)
     ward = write_phantom_lgg(tmp_path.resolve()/'ward9', n_patients=8, size_px=96, n_slices=14)
     privacy.mark(ward)
-    run = report.run_study('20', 'smoke', root=repo, cohort=str(ward), progress=False)
+    run = reproduce.run_study('20', 'smoke', root=repo, cohort=str(ward), progress=False)
     assert run.name == 'private_smoke' and read_json(run/'summary.json')['patients'] == 8 and betrayed(tmp_path, ward) == []
     assert (run/'patients.csv').read_text().startswith('column,patients,values,mean') and sorted(p.name for p in (ward/privacy.STATE).iterdir()) == ['numbers.json']
 
@@ -452,8 +455,8 @@ def told(ward, tmp_path, capfd):
 
 
 def test_training_and_scoring_tell_nobody(ward, tmp_path, capfd):
-    from neuroseg.evaluate import read_rows
-    from neuroseg.fit import split_cohort
+    from neuroseg.evaluation.scores import read_rows
+    from neuroseg.learn.cross_validation import split_cohort
     at, model = tmp_path/'run', tmp_path/'run'/'model'/'model.json'
     assert main(['train', str(ward), '-o', str(at), '--fold', '1', *TRIAL]) == 0
     assert main(['evaluate', str(ward), '--fold', '1', '--model', str(model), '-o', str(tmp_path/'asked')]) == 0
@@ -474,7 +477,7 @@ def test_training_and_scoring_tell_nobody(ward, tmp_path, capfd):
     assert [r['patient'] for r in rows] == [f'P{n}' for n in range(1, 7)] and not {'case', 'institution'} & set(rows[0]), 'in the order of the numbers, not of the names'
     assert (tmp_path/'asked'/'patients.csv').read_text().startswith('column,patients,values,mean\n')
     assert list((tmp_path/'cache').iterdir()) == [] and list((ward/privacy.STATE/'prepared').iterdir())
-    assert leaks.check([at/'model', tmp_path/'asked', at/'plan.json', at/'run.json'], root=tmp_path, cohort=ward) == []
+    assert phi_scan.check([at/'model', tmp_path/'asked', at/'plan.json', at/'run.json'], root=tmp_path, cohort=ward) == []
 
 
 @pytest.mark.parametrize('words', [('train', '--fold', '1', *TRIAL), ('train', '--fold', 'all', *TRIAL), ('evaluate',)], ids=['train', 'all folds', 'evaluate'])
@@ -490,16 +493,16 @@ def test_a_fault_in_the_middle_tells_nobody(ward, tmp_path, capfd, words):
 
 def test_a_cross_validation_and_the_model_of_all_tell_nobody(ward, tmp_path, capfd, monkeypatch):
     "Exporting is left to the test above: what is written on a card is what matters here."
-    from neuroseg import fit
-    from neuroseg.evaluate import TorchSegmenter, read_rows
+    from neuroseg.learn import cross_validation
+    from neuroseg.evaluation.scores import TorchSegmenter, read_rows
     trained = {}
     def export(nets, folder, *, name, card, cfg, bits):
         trained[folder/f'{name}.json'] = TorchSegmenter(nets[0], cfg.prep, threshold=cfg.threshold)
         trained[folder/f'{name}.json'].card = trained[folder/f'{name}.json']
         write_json(folder/f'{name}.json', card)
         return folder/f'{name}.json'
-    monkeypatch.setattr(fit, 'export_model', export)
-    monkeypatch.setattr(fit, 'Segmenter', lambda card, threads: trained[card])
+    monkeypatch.setattr(cross_validation, 'export_model', export)
+    monkeypatch.setattr(cross_validation, 'Segmenter', lambda card, threads: trained[card])
     assert main(['train', str(ward), '-o', str(tmp_path/'cv'), '--fold', 'all', *TRIAL]) == 0
     assert main(['train', str(ward), '-o', str(tmp_path/'kept'), '--judged-by', str(tmp_path/'cv')]) == 0
     said = capfd.readouterr()
@@ -516,9 +519,9 @@ def test_a_cross_validation_and_the_model_of_all_tell_nobody(ward, tmp_path, cap
 def test_the_guard_changes_no_number(hospital, tmp_path, monkeypatch):
     "The same patients, once public and once private: the same folds, weights and scores."
     pytest.importorskip('fastai')
-    from neuroseg.evaluate import read_rows
-    from neuroseg.fit import fit_cohort, recipe
-    from neuroseg.train import checkpoint_meta
+    from neuroseg.evaluation.scores import read_rows
+    from neuroseg.learn.cross_validation import fit_cohort, recipe
+    from neuroseg.learn.train import checkpoint_meta
     monkeypatch.setenv('NEUROSEG_CACHE', str(tmp_path/'cache'))
     cfg, number = recipe(dict(model='trial', epochs=1, bs=4, prep=dict(size_px=32))), privacy.opaque(privacy.cohort_of(hospital))
     fit_cohort(hospital, tmp_path/'private', cfg=cfg, fold=1, progress=False)
@@ -576,14 +579,14 @@ def test_the_attack_is_the_one_that_counting_pairs_finds(seed):
     rng = np.random.default_rng(seed)
     a, b = rng.integers(0, 6, 7).astype(float), rng.integers(1, 9, 11).astype(float)
     b[0] = np.inf
-    found = privacy.membership_attack(a, b, n_draws=50)
+    found = membership.membership_attack(a, b, n_draws=50)
     assert found['auc'] == pytest.approx(np.mean([(x < y) + .5*(x == y) for x in a for y in b]))
     assert found['advantage'] == pytest.approx(max(0, *((a <= t).mean() - (b <= t).mean() for t in (*a, *b))))
 
 
 def test_where_nobody_was_learnt_from_chance_is_seldom_exceeded():
     rng = np.random.default_rng(0)
-    found = [privacy.membership_attack(rng.normal(size=9), rng.normal(size=8), n_draws=400) for _ in range(300)]
+    found = [membership.membership_attack(rng.normal(size=9), rng.normal(size=8), n_draws=400) for _ in range(300)]
     assert np.mean([f['advantage'] > f['chance_advantage'] for f in found]) <= .07 and .02 <= np.mean([f['p'] < .05 for f in found]) <= .09
     assert .88 <= np.mean([f['auc_ci95'][0] <= .5 <= f['auc_ci95'][1] for f in found])
-    assert privacy.membership_attack([1, 2], [3, 3]) == privacy.membership_attack([1, 2], [3, 3])
+    assert membership.membership_attack([1, 2], [3, 3]) == membership.membership_attack([1, 2], [3, 3])

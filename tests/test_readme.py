@@ -6,7 +6,7 @@ import pytest
 import yaml
 from conftest import ROOT, nbdev, tracked_files
 
-from neuroseg.claims import PAGES, scores, stored_numbers, unsupported
+from neuroseg.reports.claims import PAGES, scores, stored_numbers, unsupported
 
 
 def own_numbers():

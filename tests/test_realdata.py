@@ -1,7 +1,8 @@
 "The real cohorts, where $NEUROSEG_DATA names them: they are read whole, without a fault, and nothing sealed is among them."
 import pytest
 
-from neuroseg.cases import SEALED, find_cases, verify
+from neuroseg.cohorts.cases import find_cases
+from neuroseg.cohorts.integrity import SEALED, verify
 from neuroseg.core import data_dir
 
 pytestmark = pytest.mark.realdata

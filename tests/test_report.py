@@ -8,9 +8,13 @@ import pytest
 for library in ('papermill', 'nbconvert', 'matplotlib', 'yaml'): pytest.importorskip(library)
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from neuroseg import answers, core, report
+from neuroseg import core
+from neuroseg.reports import summaries
+from neuroseg.reports import study_run
+from neuroseg.reports import publishing
+from neuroseg.reports import reproduce
 from neuroseg.core import ConfigError, DataError, RunError, read_json, sha256_file, write_json
-from neuroseg.splits import SEALED
+from neuroseg.cohorts.splits import SEALED
 
 KERNEL = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
 COIN = ('from neuroseg.answers import SUMMARIES\nfrom neuroseg.report import StudyRun\nfrom neuroseg.viz import table',
@@ -41,7 +45,7 @@ def repo(tmp_path_factory):
     "A small repository, and its study run in two profiles."
     root = tmp_path_factory.mktemp('somebody')/'repo'
     write_study(root, '10_coin', COIN, {'smoke': {}, 'cpu': {'n_tosses': 9, 'where': str(root/'data')}})
-    for profile in ('smoke', 'cpu'): report.run_study('10', profile, root=root, progress=False)
+    for profile in ('smoke', 'cpu'): reproduce.run_study('10', profile, root=root, progress=False)
     return root
 
 
@@ -69,7 +73,7 @@ def test_injected_values_arrive(repo):
 
 def test_profiles_do_not_overwrite_each_other(repo):
     before = files(repo/'reports/10_coin/cpu')
-    report.run_study('coin', 'smoke', root=repo, progress=False, n_tosses=6)
+    reproduce.run_study('coin', 'smoke', root=repo, progress=False, n_tosses=6)
     assert read_json(repo/'reports/10_coin/smoke/summary.json')['heads'] == 3
     assert files(repo/'reports/10_coin/cpu') == before
 
@@ -80,7 +84,7 @@ def test_profiles_do_not_overwrite_each_other(repo):
 ])
 def test_a_misspelt_parameter_is_refused_before_anything_runs(spare, cells, params, says):
     root = spare(*cells)
-    with pytest.raises(ConfigError, match=re.escape(says)): report.run_study('die', root=root, progress=False, **params)
+    with pytest.raises(ConfigError, match=re.escape(says)): reproduce.run_study('die', root=root, progress=False, **params)
 
 
 def test_a_tag_that_was_lost_is_noticed(spare):
@@ -88,7 +92,7 @@ def test_a_tag_that_was_lost_is_noticed(spare):
     nb = nbformat.read(root/'nbs/studies/11_die.ipynb', as_version=4)
     for c in nb.cells: c.metadata = {}
     nbformat.write(nb, root/'nbs/studies/11_die.ipynb')
-    with pytest.raises(ConfigError, match='no cells tagged `parameters`'): report.run_study('die', root=root, progress=False)
+    with pytest.raises(ConfigError, match='no cells tagged `parameters`'): reproduce.run_study('die', root=root, progress=False)
 
 
 @pytest.mark.parametrize('text,says', [('smoke: [', 'is not valid YAML'), ('cpu: {}', "no profile 'smoke'; choose one of cpu"), ('', "no profile 'smoke'"), (None, 'no `params.yml`')])
@@ -96,12 +100,12 @@ def test_a_bad_params_file_is_one_sentence(spare, text, says):
     root = spare('1')
     file = root/'reports/11_die/params.yml'
     file.unlink() if text is None else file.write_text(text)
-    with pytest.raises(ConfigError, match=re.escape(says)) as e: report.run_study('die', root=root, progress=False)
+    with pytest.raises(ConfigError, match=re.escape(says)) as e: reproduce.run_study('die', root=root, progress=False)
     assert '\n' not in str(e.value)
 
 
 def test_no_repository_is_one_sentence(tmp_path):
-    with pytest.raises(RunError, match='clone it') as e: report.reproduce(root=tmp_path)
+    with pytest.raises(RunError, match='clone it') as e: reproduce.reproduce(root=tmp_path)
     assert '\n' not in str(e.value)
 
 
@@ -132,16 +136,16 @@ def test_the_page_needs_nothing_else(repo):
 
 @pytest.mark.parametrize('path,text', [('/home/ann', 'in /home/ann/x and /home/anna'), ('C:\\Users\\Ann\\repo', 'at C:\\Users\\Ann\\repo\\a and C:/Users/Ann/repo/b')])
 def test_only_whole_paths_are_replaced(path, text):
-    got = report.scrub(text, {path: '.'})
+    got = publishing.scrub(text, {path: '.'})
     assert 'ann/' not in got.lower() and 'ann\\' not in got.lower()
-    assert report.scrub('/opt/data-2/x', {'/opt/data': '.'}) == '/opt/data-2/x'
+    assert publishing.scrub('/opt/data-2/x', {'/opt/data': '.'}) == '/opt/data-2/x'
 
 
 # Failures
 
 def test_a_failing_cell_leaves_the_former_result(spare):
     root = spare('# the roll\nfaces = 6', 'print("so far")', 'faces/0')
-    with pytest.raises(RunError) as e: report.run_study('die', root=root, progress=False)
+    with pytest.raises(RunError) as e: reproduce.run_study('die', root=root, progress=False)
     assert str(e.value) == 'study 11_die stopped in cell [5] `faces/0`: ZeroDivisionError: division by zero'
     assert files(root/'reports/11_die/smoke') == {'summary.json': b'{"former": true}'}
     assert [p.name for p in (root/'reports/11_die').iterdir() if p.name.startswith('.')] == []
@@ -152,7 +156,7 @@ def test_a_failing_cell_leaves_the_former_result(spare):
 @pytest.mark.skipif(os.name == 'nt', reason='no SIGKILL')
 def test_a_killed_kernel_is_one_sentence(spare):
     root = spare('x = 1', f'import os; os.kill(os.getpid(), {signal.SIGKILL:d})', 'x')
-    with pytest.raises(RunError, match=r'^study 11_die: the kernel was killed at `import os; os\.kill') as e: report.run_study('die', root=root, progress=False)
+    with pytest.raises(RunError, match=r'^study 11_die: the kernel was killed at `import os; os\.kill') as e: reproduce.run_study('die', root=root, progress=False)
     assert '\n' not in str(e.value) and 'memory' in str(e.value)
     assert files(root/'reports/11_die/smoke') == {'summary.json': b'{"former": true}'}
     assert [p.name for p in (root/'reports/11_die').iterdir() if p.name.startswith('.')] == []
@@ -162,7 +166,7 @@ def test_an_error_of_ours_keeps_its_type(spare, monkeypatch, tmp_path):
     monkeypatch.delenv('NEUROSEG_DATA', raising=False)
     monkeypatch.setenv('NEUROSEG_CACHE', str(tmp_path/'cache'))
     root = spare('from neuroseg.report import StudyRun', 'StudyRun("11_die", profile=profile, out=out).cohort()', profiles={'cpu': {}})
-    with pytest.raises(DataError, match=r"^study 11_die: cohort 'lgg' is not at .* set NEUROSEG_DATA") as e: report.run_study('die', 'cpu', root=root, progress=False)
+    with pytest.raises(DataError, match=r"^study 11_die: cohort 'lgg' is not at .* set NEUROSEG_DATA") as e: reproduce.run_study('die', 'cpu', root=root, progress=False)
     assert '\n' not in str(e.value)
     assert (root/'reports/11_die/cpu.failed/failed.ipynb').exists()
 
@@ -172,12 +176,12 @@ def test_a_cohort_that_is_absent_leaves_out_its_study(spare, monkeypatch, tmp_pa
     monkeypatch.delenv('NEUROSEG_DATA', raising=False)
     monkeypatch.setenv('NEUROSEG_CACHE', str(tmp_path/'cache'))
     root = spare(*COIN, profiles={'needs': ['gbm'], 'smoke': {}, 'cpu': {}})
-    with pytest.raises(DataError, match="study 11_die needs cohort 'gbm', which is not on this machine"): report.reproduce(['die'], 'cpu', root=root, trial=True, progress=False)
-    with pytest.raises(DataError, match="study 11_die needs cohort 'gbm'"): report.reproduce(profile='cpu', root=root, trial=True, progress=False)
+    with pytest.raises(DataError, match="study 11_die needs cohort 'gbm', which is not on this machine"): reproduce.reproduce(['die'], 'cpu', root=root, trial=True, progress=False)
+    with pytest.raises(DataError, match="study 11_die needs cohort 'gbm'"): reproduce.reproduce(profile='cpu', root=root, trial=True, progress=False)
     (root/'nbs/studies/12_die.ipynb').write_bytes((root/'nbs/studies/11_die.ipynb').read_bytes())
     (root/'reports/12_die').mkdir()
     (root/'reports/12_die/params.yml').write_text('cpu: {}')
-    done = report.reproduce(profile='cpu', root=root, trial=True, progress=False)
+    done = reproduce.reproduce(profile='cpu', root=root, trial=True, progress=False)
     assert [d.parent.name for d in done] == ['12_die'] and not (root/'reports/11_die/cpu').exists()
     assert "left out: study 11_die needs cohort 'gbm'" in capsys.readouterr().out
     shutil.rmtree(root/'reports/12_die'); (root/'nbs/studies/12_die.ipynb').unlink()
@@ -189,14 +193,14 @@ def test_a_cohort_that_is_absent_leaves_out_its_study(spare, monkeypatch, tmp_pa
 ])
 def test_a_study_that_breaks_the_rules_is_refused(spare, cells, says):
     root = spare(*cells)
-    with pytest.raises(RunError, match=re.escape(says)): report.run_study('die', root=root, progress=False, n_tosses=3)
+    with pytest.raises(RunError, match=re.escape(says)): reproduce.run_study('die', root=root, progress=False, n_tosses=3)
     assert files(root/'reports/11_die/smoke') == {'summary.json': b'{"former": true}'}
 
 
 def test_a_good_run_clears_the_failed_one(repo):
     failed = repo/'reports/10_coin/smoke.failed'
     failed.mkdir()
-    report.run_study('coin', root=repo, progress=False)
+    reproduce.run_study('coin', root=repo, progress=False)
     assert not failed.exists()
 
 
@@ -206,22 +210,22 @@ def test_a_good_run_clears_the_failed_one(repo):
 def calls(monkeypatch):
     "What `reproduce` would run, without running it."
     done = []
-    monkeypatch.setattr(report, 'run_study', lambda name, profile, **kw: done.append((name, profile, kw['resume'])))
+    monkeypatch.setattr(reproduce, 'run_study', lambda name, profile, **kw: done.append((name, profile, kw['resume'])))
     return done
 
 
 def test_studies_run_by_number(tmp_path, calls):
     for name, profiles in {'20_b': {'smoke': {}, 'cpu': {}}, '3_c': {'smoke': {}}, '100_a': {'smoke': {}, 'cpu': {}}}.items(): write_study(tmp_path, name, ['1'], profiles)
-    report.reproduce(root=tmp_path, progress=False)
-    report.reproduce(['a', '20'], 'cpu', root=tmp_path, progress=False, resume=True)
-    report.reproduce(profile='cpu', root=tmp_path, progress=False)
+    reproduce.reproduce(root=tmp_path, progress=False)
+    reproduce.reproduce(['a', '20'], 'cpu', root=tmp_path, progress=False, resume=True)
+    reproduce.reproduce(profile='cpu', root=tmp_path, progress=False)
     assert calls == [('3_c','smoke',False), ('20_b','smoke',False), ('100_a','smoke',False), ('20_b','cpu',True), ('100_a','cpu',True), ('20_b','cpu',False), ('100_a','cpu',False)]
 
 
 @pytest.mark.parametrize('names', [['a', 'nothing'], ['3_c', 'a']])
 def test_what_cannot_run_is_said_before_the_first_study(tmp_path, calls, names):
     for name, profiles in {'3_c': {'smoke': {}}, '100_a': {'smoke': {}, 'cpu': {}}}.items(): write_study(tmp_path, name, ['1'], profiles)
-    with pytest.raises(ConfigError): report.reproduce(names, 'cpu', root=tmp_path, progress=False)
+    with pytest.raises(ConfigError): reproduce.reproduce(names, 'cpu', root=tmp_path, progress=False)
     assert calls == []
 
 
@@ -229,13 +233,13 @@ def test_what_is_kept_needs_committed_code(tmp_path, calls):
     write_study(tmp_path, '3_c', ['1'], {'smoke': {}, 'cpu': {}})
     git = lambda *args: subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=t', '-c', 'user.email=t@localhost', *args], check=True, capture_output=True)
     git('init'); git('add', '.'); git('commit', '-m', 'all')
-    report.reproduce(profile='cpu', root=tmp_path, progress=False)
+    reproduce.reproduce(profile='cpu', root=tmp_path, progress=False)
     (tmp_path/'reports'/'3_c'/'cpu.txt').write_text('a result') # what a study made is no change of the code
-    report.reproduce(profile='cpu', root=tmp_path, progress=False)
+    reproduce.reproduce(profile='cpu', root=tmp_path, progress=False)
     (tmp_path/'nbs'/'new.py').write_text('x = 1')
-    with pytest.raises(RunError, match='not committed'): report.reproduce(profile='cpu', root=tmp_path, progress=False)
-    report.reproduce(profile='smoke', root=tmp_path, progress=False)
-    report.reproduce(profile='cpu', root=tmp_path, progress=False, trial=True)
+    with pytest.raises(RunError, match='not committed'): reproduce.reproduce(profile='cpu', root=tmp_path, progress=False)
+    reproduce.reproduce(profile='smoke', root=tmp_path, progress=False)
+    reproduce.reproduce(profile='cpu', root=tmp_path, progress=False, trial=True)
     assert [c[1] for c in calls] == ['cpu', 'cpu', 'smoke', 'cpu']
 
 
@@ -245,10 +249,10 @@ def test_a_result_that_moved_is_named(tmp_path, monkeypatch):
     write_json(file, dict(dice=.84, n=88, minutes=3.))
     (tmp_path/'reports'/'tolerances.yml').write_text("3_c: {'minutes': null, 'dice': 0.02}")
     for found, moved in ((dict(dice=.83, n=88, minutes=9.), None), (dict(dice=.83, n=88, minutes=9.), None), (dict(dice=.80, n=88, minutes=9.), 'dice 0.83 -> 0.8'), (dict(dice=.80, n=87, minutes=9.), 'n 88 -> 87')):
-        monkeypatch.setattr(report, 'run_study', lambda name, profile, **kw: write_json(file, found))
-        if moved is None: report.reproduce(profile='cpu', root=tmp_path, progress=False, compare=True)
+        monkeypatch.setattr(reproduce, 'run_study', lambda name, profile, **kw: write_json(file, found))
+        if moved is None: reproduce.reproduce(profile='cpu', root=tmp_path, progress=False, compare=True)
         else:
-            with pytest.raises(RunError, match=f'1 number.*3_c {moved}'): report.reproduce(profile='cpu', root=tmp_path, progress=False, compare=True)
+            with pytest.raises(RunError, match=f'1 number.*3_c {moved}'): reproduce.reproduce(profile='cpu', root=tmp_path, progress=False, compare=True)
 
 
 def test_what_is_committed_is_what_counts(tmp_path, monkeypatch):
@@ -258,22 +262,22 @@ def test_what_is_committed_is_what_counts(tmp_path, monkeypatch):
     write_json(file, dict(dice=.84))
     git = lambda *args: subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=t', '-c', 'user.email=t@localhost', *args], check=True, capture_output=True)
     git('init'); git('add', '.'); git('commit', '-m', 'all')
-    monkeypatch.setattr(report, 'run_study', lambda name, profile, **kw: write_json(file, dict(dice=.5)))
+    monkeypatch.setattr(reproduce, 'run_study', lambda name, profile, **kw: write_json(file, dict(dice=.5)))
     for _ in range(2):
-        with pytest.raises(RunError, match='dice 0.84 -> 0.5'): report.reproduce(profile='cpu', root=tmp_path, progress=False, compare=True)
+        with pytest.raises(RunError, match='dice 0.84 -> 0.5'): reproduce.reproduce(profile='cpu', root=tmp_path, progress=False, compare=True)
 
 
 def test_the_tolerances_of_the_repository_are_of_its_studies(root):
-    assert set(report.tolerances(root)) <= set(report.studies(root))
+    assert set(reproduce.tolerances(root)) <= set(study_run.studies(root))
 
 
 def test_resume_skips_only_what_would_be_the_same(repo, monkeypatch):
     ran = []
     def record(*args, **kwargs): ran.append(args[0].stem); raise RunError('ran')
-    monkeypatch.setattr(report, 'execute', record)
+    monkeypatch.setattr(reproduce, 'execute', record)
     def runs(**params):
         ran.clear()
-        try: report.run_study('coin', 'cpu', root=repo, resume=True, progress=False, **params)
+        try: reproduce.run_study('coin', 'cpu', root=repo, resume=True, progress=False, **params)
         except RunError: pass
         return bool(ran)
     assert not runs()
@@ -296,9 +300,9 @@ def test_a_change_of_the_library_is_a_change_of_the_code(tmp_path):
     (tmp_path/'neuroseg').mkdir()
     (tmp_path/'neuroseg/core.py').write_text('x = 1')
     notebook = tmp_path/'nbs/studies/11_die.ipynb'
-    before = report.code_hash(notebook)
+    before = reproduce.code_hash(notebook)
     (tmp_path/'neuroseg/core.py').write_text('x = 2')
-    assert report.code_hash(notebook) != before
+    assert reproduce.code_hash(notebook) != before
 
 
 def test_the_index_lists_kept_runs_only(repo):
@@ -306,7 +310,7 @@ def test_the_index_lists_kept_runs_only(repo):
         folder = repo/'reports/10_coin'/name
         if not folder.exists(): shutil.copytree(repo/'reports/10_coin/cpu', folder)
     (repo/'reports/10_coin/cpu.failed/run.json').unlink()
-    rows = [l for l in report.write_index(repo).read_text().splitlines() if l.startswith('| [10_coin]')]
+    rows = [l for l in reproduce.write_index(repo).read_text().splitlines() if l.startswith('| [10_coin]')]
     for name in ('gpu', 'private_site', '.1a2b-cpu', 'cpu.failed'): shutil.rmtree(repo/'reports/10_coin'/name)
     assert len(rows) == 1 and '| Tossed. | cpu, ' in rows[0] and '(10_coin/cpu/notebook.html)' in rows[0]
 
@@ -322,13 +326,13 @@ def test_the_index_is_in_step(root, tmp_path):
         shutil.copy(f, tmp_path/f.relative_to(root))
     for f in root.glob('reports/*/cpu/notebook.*'): shutil.copy(f, tmp_path/f.relative_to(root))
     shutil.copytree(root/'nbs/studies', tmp_path/'nbs/studies')
-    assert (root/'reports/README.md').read_text(encoding='utf-8') == report.write_index(tmp_path).read_text(encoding='utf-8'), 'run neuroseg.report.write_index()'
+    assert (root/'reports/README.md').read_text(encoding='utf-8') == reproduce.write_index(tmp_path).read_text(encoding='utf-8'), 'run neuroseg.reports.reproduce.write_index()'
 
 
 def test_kept_summaries_are_what_their_tables_say(root):
     assert kept_runs(root)
     for run in kept_runs(root): 
-        if run.parent.name in answers.SUMMARIES: assert read_json(run/'summary.json') == answers.summary(run), run
+        if run.parent.name in summaries.SUMMARIES: assert read_json(run/'summary.json') == summaries.summary(run), run
 
 
 DRAWN_BY = '3.11.2' # the matplotlib of the stored figures
@@ -342,10 +346,10 @@ def test_kept_figures_are_what_their_tables_draw(root, tmp_path):
     for run in kept_runs(root):
         copy = tmp_path/run.parent.name/'cpu'
         shutil.copytree(run, copy)
-        for name in report.FIGURES.get(run.parent.name, {}):
+        for name in reproduce.FIGURES.get(run.parent.name, {}):
             stored = np.asarray(Image.open(run/'figures'/f'{name}.png').convert('RGB'), float)
-            again = report.draw(copy, run.parent.name, name)
-            assert sha256_file(again) == sha256_file(report.draw(copy, run.parent.name, name))
+            again = reproduce.draw(copy, run.parent.name, name)
+            assert sha256_file(again) == sha256_file(reproduce.draw(copy, run.parent.name, name))
             fresh = np.asarray(Image.open(again).convert('RGB'), float)
             if matplotlib.__version__ == DRAWN_BY: # another processor may round a pixel otherwise
                 assert fresh.shape == stored.shape and (fresh != stored).mean() < .001, f'{run.parent.name}/{name}: run `neuroseg figures`'

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neuroseg.cases import Case
+from neuroseg.cohorts.cases import Case
 from neuroseg.core import ConfigError, LeakageError
-from neuroseg.splits import (FOLDS, LESION_PX, SEALED, case_folds, check_leakage, development, fold_split, patient_id, sealed, stratified_folds, thesis_split)
+from neuroseg.cohorts.splits import (FOLDS, LESION_PX, SEALED, case_folds, check_leakage, development, fold_split,
+                                     patient_id, sealed, stratified_folds, thesis_split)
 
 
 def case(name, px=0, institution='PH', n=2):

@@ -7,12 +7,15 @@ import pytest
 
 for library in ('papermill', 'nbconvert', 'matplotlib', 'torch', 'nilearn'): pytest.importorskip(library)
 from conftest import ROOT
-from neuroseg import answers, report, viz
+from neuroseg.reports import figures
+from neuroseg.reports import summaries
+from neuroseg.reports import study_run
+from neuroseg.reports import reproduce
 from neuroseg.core import DataError, read_json, sha256_file
-from neuroseg.phantom import write_phantom_lgg
-from neuroseg.splits import SEALED
+from neuroseg.scans.phantom import write_phantom_lgg
+from neuroseg.cohorts.splits import SEALED
 
-STUDIES = [f.stem for f in report.studies(ROOT).values()]
+STUDIES = [f.stem for f in study_run.studies(ROOT).values()]
 
 
 @pytest.fixture(scope='module')
@@ -39,15 +42,15 @@ def text_of(run): return '\n'.join(p.read_text(encoding='utf-8') for p in sorted
 @pytest.mark.parametrize('study', STUDIES)
 def test_smoke(copy, study):
     before = cpu_seconds()
-    run = report.run_study(study, 'smoke', root=copy, progress=False)
+    run = reproduce.run_study(study, 'smoke', root=copy, progress=False)
     assert cpu_seconds()-before < 90 # of two cores: less than a minute by the clock
     names = {p.name for p in run.iterdir()}
     assert {'notebook.ipynb', 'notebook.html', 'run.json', 'summary.json', 'figures'} <= names and any(n.endswith('.csv') for n in names)
-    assert read_json(run/'summary.json') == answers.summary(run) and read_json(run/'summary.json')['headline']
+    assert read_json(run/'summary.json') == summaries.summary(run) and read_json(run/'summary.json')['headline']
     # every figure of the study is drawn, shown in the notebook, and drawn again to the same bytes from tables and panels
     figures = {p.stem: sha256_file(p) for p in (run/'figures').iterdir()}
-    assert set(figures) == set(viz.FIGURES[study])
-    assert {n: sha256_file(viz.draw(run, study, n)) for n in figures} == figures
+    assert set(figures) == set(figures.FIGURES[study])
+    assert {n: sha256_file(figures.draw(run, study, n)) for n in figures} == figures
     assert [p for p in (str(copy), str(ROOT), str(Path.home())+'/', 'ipykernel_') if p in text_of(run)] == []
     assert [o for c in nbformat.read(run/'notebook.ipynb', as_version=4).cells for o in c.get('outputs', []) if o.get('name') == 'stderr'] == []
 
@@ -59,15 +62,15 @@ def test_a_study_keeps_its_form(study):
     assert re.match(r'# .+\n\n> .+\?', first), 'it opens with its question'
     assert 'run.finish(' in last and nb.cells[-2 if nb.cells[-2].cell_type == 'markdown' else -3].source == '## Answer', 'it ends with its answer'
     assert [c for c in nb.cells if c.get('outputs')] == [], 'outputs belong to the runs'
-    assert {'profile', 'out', 'cohort'} <= set(report.parameters_of(ROOT/f'nbs/studies/{study}.ipynb'))
+    assert {'profile', 'out', 'cohort'} <= set(study_run.parameters_of(ROOT/f'nbs/studies/{study}.ipynb'))
     assert not any('#| export' in c.source for c in nb.cells)
-    for profile in ('smoke', 'cpu'): report.check_params(ROOT/f'nbs/studies/{study}.ipynb', report.study_params(study, profile, ROOT))
+    for profile in ('smoke', 'cpu'): study_run.check_params(ROOT/f'nbs/studies/{study}.ipynb', study_run.study_params(study, profile, ROOT))
 
 
 def test_data_that_are_absent_are_named(copy, monkeypatch, tmp_path):
     monkeypatch.delenv('NEUROSEG_DATA', raising=False)
     monkeypatch.setenv('NEUROSEG_CACHE', str(tmp_path))
-    with pytest.raises(DataError, match="cohort 'lgg' is not at .*NEUROSEG_DATA"): report.run_study('20', 'cpu', root=copy, progress=False)
+    with pytest.raises(DataError, match="cohort 'lgg' is not at .*NEUROSEG_DATA"): reproduce.run_study('20', 'cpu', root=copy, progress=False)
     assert not (copy/'reports/20_exploration/cpu').exists()
 
 
@@ -79,10 +82,10 @@ def test_exploration_looks_at_no_sealed_patient(copy, tmp_path):
     for f in list(old.iterdir()): f.rename(old/f.name.replace('TCGA_PH_0002', name))
     old.rename(folder/f'{name}_20000101')
     (folder/'data.csv').write_text((folder/'data.csv').read_text().replace('TCGA_PH_0002', name))
-    run = report.run_study('20', 'smoke', root=copy, progress=False, cohort=str(folder))
+    run = reproduce.run_study('20', 'smoke', root=copy, progress=False, cohort=str(folder))
     found = read_json(run/'summary.json')
     assert (found['patients'], found['integrity']['patients'], found['integrity']['sealed patients set aside']) == (5, 6, 1)
     assert found['answer'].startswith('n = 5 patients, without the 1 sealed ones')
     assert [p for p in SEALED if p in ''.join((run/f).read_text() for f in ('patients.csv', 'slices.csv', 'panels.csv', 'clinical.csv', 'intensities.csv'))] == []
     assert 'CS' not in (run/'intensities.csv').read_text() and (run/'patients.csv').read_text().count('\n') == 6
-    assert int((viz.panels(run, 'lesion_count')[0][0]).max()) <= 5
+    assert int((figures.panels(run, 'lesion_count')[0][0]).max()) <= 5

@@ -13,12 +13,16 @@ from fastai.basics import Callback, CancelValidException
 from torch import nn
 
 from neuroseg.core import ConfigError, InputError, OutputError, RunError
-from neuroseg.data import Augment, SliceSet
-from neuroseg.metrics import batch_soft_dice, dice, thesis_dice
-from neuroseg.models import MODELS, register
-from neuroseg.prep import Prep
-from neuroseg.train import (THESIS_RECIPE, Checkpoint, PooledDice, SliceLoader, ThesisDice, TrainConfig, checkpoint_meta, config_dict, config_diff,
-                            config_from, find_lr, learner_state, load_checkpoint, load_weights, make_learner, read_history, save_checkpoint, train)
+from neuroseg.learn.slices import SliceSet
+from neuroseg.learn.augmentation import Augment
+from neuroseg.evaluation.metrics import dice
+from neuroseg.evaluation.protocols import batch_soft_dice, thesis_dice
+from neuroseg.learn.networks import MODELS, register
+from neuroseg.scans.preparation import Prep
+from neuroseg.learn.recipe import THESIS_RECIPE, TrainConfig, config_dict, config_diff, config_from
+from neuroseg.learn.trainer import PooledDice, SliceLoader, ThesisDice, find_lr, load_weights, make_learner
+from neuroseg.learn.train import (Checkpoint, checkpoint_meta, learner_state, load_checkpoint, read_history,
+                                  save_checkpoint, train)
 
 SMALL = TrainConfig(model='small', pretrained=False, prep=Prep(size_px=32), epochs=3, bs=4, lr=.01, ema=.9)
 

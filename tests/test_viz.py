@@ -6,7 +6,9 @@ import pytest
 
 pd = pytest.importorskip('pandas')
 pytest.importorskip('matplotlib')
-from neuroseg import viz
+from neuroseg.reports import plots
+from neuroseg.reports import network_drawing
+from neuroseg.reports import figures
 from neuroseg.core import ConfigError, InputError, ShapeError, sha256_file
 
 
@@ -27,8 +29,8 @@ def history():
 @pytest.fixture(scope='module')
 def networks():
     torch = pytest.importorskip('torch')
-    from neuroseg.models import ThesisUnet
-    return torch, viz.trace_network(ThesisUnet(1, widths=(64,128,256)), (1,64,64))
+    from neuroseg.learn.networks import ThesisUnet
+    return torch, network_drawing.trace_network(ThesisUnet(1, widths=(64,128,256)), (1,64,64))
 
 
 @pytest.fixture(scope='module')
@@ -40,10 +42,10 @@ def drawn(patients, history, networks):
     grey = rng.integers(0, 255, (64,64)).astype(np.uint8)
     mask = np.zeros((64,64), bool); mask[20:40,20:40] = True
     two = pd.concat([patients.assign(model='all sequences'), patients.assign(model='FLAIR only')])
-    return {'training_curves': viz.training_curves(history), 'architecture': viz.architecture(networks[1]), 'dice_strip': viz.dice_strip(two, by='model'),
-            'slices_per_patient': viz.slices_per_patient(patients), 'lesion_by_institution': viz.lesion_by_institution(patients), 'lesion_extent': viz.lesion_extent(slices),
-            'intensity_curves': viz.intensity_curves(levels), 'lesion_map': viz.lesion_map(grey, mask.astype(np.uint8), 10), 'fold_balance': viz.fold_balance(patients),
-            'montage': viz.montage([grey]*4, list('abcd')), 'triptych': viz.triptych([viz.triptych_panel(grey, mask, mask)]*2, ['Dice 0.9', 'Dice 0.8'])}
+    return {'training_curves': plots.training_curves(history), 'architecture': network_drawing.architecture(networks[1]), 'dice_strip': plots.dice_strip(two, by='model'),
+            'slices_per_patient': plots.slices_per_patient(patients), 'lesion_by_institution': plots.lesion_by_institution(patients), 'lesion_extent': plots.lesion_extent(slices),
+            'intensity_curves': plots.intensity_curves(levels), 'lesion_map': plots.lesion_map(grey, mask.astype(np.uint8), 10), 'fold_balance': plots.fold_balance(patients),
+            'montage': plots.montage([grey]*4, list('abcd')), 'triptych': plots.triptych([plots.triptych_panel(grey, mask, mask)]*2, ['Dice 0.9', 'Dice 0.8'])}
 
 
 def renderer_of(fig):
@@ -79,7 +81,7 @@ def test_tick_labels_do_not_overlap(drawn):
 
 
 def test_the_checks_of_text_can_fail():
-    fig, ax = viz.new_figure(width_in=4, height_in=2)
+    fig, ax = plots.new_figure(width_in=4, height_in=2)
     text = ax.text(.9, .5, 'a label that leaves the figure at its right', in_layout=False) # hidden from the layout, which would make room
     renderer = renderer_of(fig)
     assert fig.get_tightbbox(renderer).x1 <= 4
@@ -104,9 +106,9 @@ def lab(rgb, seen_as):
 
 
 @pytest.mark.parametrize('eye', ['normal', *SEEN_AS])
-@pytest.mark.parametrize('a,b', [('train', 'valid'), ('true', 'pred'), *itertools.combinations(viz.SERIES[:4], 2)])
+@pytest.mark.parametrize('a,b', [('train', 'valid'), ('true', 'pred'), *itertools.combinations(plots.SERIES[:4], 2)])
 def test_colours_are_told_apart(a, b, eye):
-    assert np.linalg.norm(lab(viz.rgb(a), eye) - lab(viz.rgb(b), eye)) > 15
+    assert np.linalg.norm(lab(plots.rgb(a), eye) - lab(plots.rgb(b), eye)) > 15
 
 
 def test_the_check_of_colours_can_fail():
@@ -133,8 +135,8 @@ def test_another_process_draws_the_same_bytes(tmp_path, root, kind):
 def test_drawing_leaves_the_readers_settings_alone(patients):
     import matplotlib
     before = dict(matplotlib.rcParams)
-    viz.slices_per_patient(patients)
-    with pytest.raises(InputError): viz.slices_per_patient([])
+    plots.slices_per_patient(patients)
+    with pytest.raises(InputError): plots.slices_per_patient([])
     assert dict(matplotlib.rcParams) == before
     assert 'matplotlib.pyplot' not in sys.modules or not sys.modules['matplotlib.pyplot'].get_fignums()
 
@@ -162,7 +164,7 @@ def test_a_residual_sum_is_followed_through(networks):
             y = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(x, 2), scale_factor=2)
             return self.c(torch.cat([y, x], 1))
     net = Net().train()
-    rows = viz.trace_network(net, (2,8,8))
+    rows = network_drawing.trace_network(net, (2,8,8))
     assert [r['op'] for r in rows] == ['input', 'conv', 'conv', 'pool', 'up', 'join', 'conv']
     assert rows[5]['skip_from'] == 2 and net.training
     assert rows[0]['parameters'] == sum(p.numel() for p in net.parameters())
@@ -171,59 +173,59 @@ def test_a_residual_sum_is_followed_through(networks):
 def test_a_network_without_skips_or_with_one_resolution_is_drawn(networks):
     torch, _ = networks
     for net in (torch.nn.Conv2d(1, 1, 3, padding=1), torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, stride=2, padding=1), torch.nn.Upsample(scale_factor=2))):
-        assert len(viz.architecture(net, (1,16,16)).axes[0].patches) >= 2
+        assert len(network_drawing.architecture(net, (1,16,16)).axes[0].patches) >= 2
 
 
 # Odd tables
 
 def test_scores_that_are_missing_are_left_out_and_counted(patients):
     rows = patients.assign(dice=[np.nan, *patients['dice'][1:]])
-    assert f'n = {len(patients)-1}: mean' in viz.dice_strip(rows).axes[0].texts[0].get_text()
+    assert f'n = {len(patients)-1}: mean' in plots.dice_strip(rows).axes[0].texts[0].get_text()
 
 
 def test_one_patient_is_drawn(patients):
     one = patients.head(1)
-    for draw in (viz.dice_strip, viz.slices_per_patient, viz.lesion_by_institution, viz.fold_balance): assert draw(one).axes
+    for draw in (plots.dice_strip, plots.slices_per_patient, plots.lesion_by_institution, plots.fold_balance): assert draw(one).axes
 
 
 def test_institutions_may_be_unknown(patients):
     rows = patients.assign(institution=None)
-    assert [t.get_text() for t in viz.lesion_by_institution(rows).axes[0].get_yticklabels()] == [f'unknown  ({len(rows)})']
-    assert viz.slices_per_patient(rows).axes and viz.fold_balance(rows).axes
+    assert [t.get_text() for t in plots.lesion_by_institution(rows).axes[0].get_yticklabels()] == [f'unknown  ({len(rows)})']
+    assert plots.slices_per_patient(rows).axes and plots.fold_balance(rows).axes
 
 
 def test_curves_of_one_epoch_and_without_validation(history):
-    assert len(viz.training_curves(history.head(1)).axes) == 2
-    fig = viz.training_curves(history[['epoch', 'train_loss']])
+    assert len(plots.training_curves(history.head(1)).axes) == 2
+    fig = plots.training_curves(history[['epoch', 'train_loss']])
     assert [l.get_label() for l in fig.axes[0].lines if not l.get_label().startswith('_')] == ['train']
 
 
 def test_the_kept_epoch_is_the_one_given(history):
-    dice = viz.training_curves(history, best=3).axes[1]
+    dice = plots.training_curves(history, best=3).axes[1]
     assert dice.texts[0].get_text().strip() == 'epoch 4'
 
 
 @pytest.mark.parametrize('kind', ['png', 'jpg', 'gif', ''])
 def test_only_formats_without_a_date_are_written(tmp_path, kind, patients):
     path = tmp_path/f'a.{kind}'
-    if kind == 'png': assert viz.save_figure(viz.fold_balance(patients), path).stat().st_size > 1000
+    if kind == 'png': assert plots.save_figure(plots.fold_balance(patients), path).stat().st_size > 1000
     else:
-        with pytest.raises(viz.OutputError, match='figures are stored as .png'): viz.save_figure(viz.fold_balance(patients), path)
+        with pytest.raises(plots.OutputError, match='figures are stored as .png'): plots.save_figure(plots.fold_balance(patients), path)
         assert list(tmp_path.iterdir()) == []
 
 
 def test_masks_of_another_size_are_refused():
-    with pytest.raises(ShapeError): viz.triptych_panel(np.zeros((4,4)), np.zeros((4,4), bool), np.zeros((5,4), bool))
+    with pytest.raises(ShapeError): plots.triptych_panel(np.zeros((4,4)), np.zeros((4,4), bool), np.zeros((5,4), bool))
 
 
 def test_missed_tumour_is_sky_and_wrong_tumour_orange():
     scan, true, pred = np.full((30,30), 100, np.uint8), np.zeros((30,30), bool), np.zeros((30,30), bool)
     true[5:15,5:15], pred[18:28,18:28] = True, True
-    model = viz.triptych_panel(scan, true, pred, gap_px=0)[:,60:]
-    assert tuple(model[5,8]) == viz.rgb('true') and tuple(model[18,20]) == viz.rgb('pred')
+    model = plots.triptych_panel(scan, true, pred, gap_px=0)[:,60:]
+    assert tuple(model[5,8]) == plots.rgb('true') and tuple(model[18,20]) == plots.rgb('pred')
     inside = model[23,23].astype(int)
     assert inside[0] > inside[2] and tuple(model[10,10]) == (255,255,255) # grey8 makes the flat scan white; only the prediction is filled
 
 
 def test_a_study_without_figures_says_so(tmp_path):
-    with pytest.raises(ConfigError, match="study 'x' has no figure 'y'; choose one of none"): viz.draw(tmp_path, 'x', 'y')
+    with pytest.raises(ConfigError, match="study 'x' has no figure 'y'; choose one of none"): figures.draw(tmp_path, 'x', 'y')
