@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from .core import ConfigError, LeakageError, merged, need, NeurosegError
+from .core import ConfigError, LeakageError, merged, need, NeurosegError, package_dir
 from .scans.phantom import sample_path
 
 # %% ../nbs/01_cli.ipynb #c006
@@ -207,11 +207,11 @@ neuroseg data verify hospital/ --names > faults.txt''')
 def data_verify(args):
     "read every file of a cohort, count what is there and name every fault; exit code 1 if there are any"
     from neuroseg.cohorts.integrity import verify
-    from neuroseg.cohorts.privacy import cohort_of, keyed, scrubber
+    from neuroseg.cohorts.privacy import cohort_of, keyed_hash, scrubber
     report = verify(args.folder, layout=args.layout)
     cohort = cohort_of(args.folder, args.layout)
     if args.names or sys.stdout.isatty() or not cohort.private: print(report)
-    else: print(scrubber(cohort)(str(replace(report, hash=keyed(cohort, report.hash)))), '  private patients stand here by number; --names names them', sep='\n')
+    else: print(scrubber(cohort)(str(replace(report, hash=keyed_hash(cohort, report.hash)))), '  private patients stand here by number; --names names them', sep='\n')
     return 0 if report.ok else 1
 
 # %% ../nbs/01_cli.ipynb #c049
@@ -337,12 +337,12 @@ def seen_in_training(
     cohort=None, # From `privacy.cohort_of`; None: a public one
 )->list|None: # Those that the model has learnt from; None where its card does not tell
     "Patients whose score would measure memory."
-    from neuroseg.cohorts.privacy import keyed
+    from neuroseg.cohorts.privacy import keyed_hash
     split = facts.get('split') or {}
     learnt, prints = split.get('train') or [], split.get('keyed')
     if isinstance(learnt, list): return sorted(set(patients) & set(learnt))
     if prints is None: return None
-    return sorted(p for p in patients if cohort and keyed(cohort, p) in prints)
+    return sorted(p for p in patients if cohort and keyed_hash(cohort, p) in prints)
 
 # %% ../nbs/01_cli.ipynb #c075
 @command('evaluate',
@@ -377,12 +377,12 @@ def _evaluate(args, cohort, segmenter):
     from neuroseg.cohorts.cases import cases_hash
     from neuroseg.core import atomic_dir, record_run, write_json
     from neuroseg.evaluation.scores import evaluate_cases, summary_of, write_rows
-    from neuroseg.cohorts.privacy import keyed, safe_facts, safe_rows
+    from neuroseg.cohorts.privacy import keyed_hash, safe_facts, safe_rows
     cases, card = cohort_cases(args.cohort, layout=args.layout, fold=args.fold), segmenter.card
     split = f"{len(cases)} cases{'' if args.fold is None else f' of fold {args.fold}'}, {_unseen(args, card.facts, cases, cohort)}"
     how, scored = dict(flips=args.flips, flair_only=args.flair_only, surface=args.surface, threshold=card.threshold), replace(cohort, cases=tuple(cases))
     params = how | dict(model=card.name, version=card.version, sha256=card.sha256, fold=args.fold) | (dict(cohort=cohort.facts) if cohort.private else {})
-    with atomic_dir(args.out) as tmp, record_run(params, keyed(cohort, cases_hash(cases))) as rec:
+    with atomic_dir(args.out) as tmp, record_run(params, keyed_hash(cohort, cases_hash(cases))) as rec:
         rows = evaluate_cases(cases, segmenter, empty=args.empty, progress=sys.stderr.isatty(), **how)
         summary = safe_facts(summary_of(rows, empty=args.empty, split=split, seeds=(card.facts.get('recipe') or {}).get('seed', 0)), scored)
         write_rows(tmp/'patients.csv', safe_rows(rows, scored)); write_json(tmp/'summary.json', summary)
@@ -464,9 +464,8 @@ def app_command(
     address:str='localhost', # Where to listen; '0.0.0.0' for the whole network
 )->list: # Words after `streamlit`
     "How the application is started: on this machine only unless told otherwise, with nothing sent anywhere."
-    import neuroseg
     flags = APP_FLAGS | {'server.address': address} | ({} if port is None else {'server.port': port})
-    return ['run', str(Path(neuroseg.__file__).parent/'app.py'), *(f'--{k}={v}' for k,v in flags.items())]
+    return ['run', str(package_dir()/'app'/'main.py'), *(f'--{k}={v}' for k,v in flags.items())]
 
 def check_port(
     port:int, # 1024 to 65535

@@ -498,8 +498,8 @@ def test_a_cancelled_run_leaves_nothing(volume, segmenter, tmp_path, monkeypatch
     scratch = tmp_path/'scratch'; scratch.mkdir()
     monkeypatch.setattr(tempfile, 'tempdir', str(scratch))
     class Ended(BaseException): pass
-    def tick(share, name): raise Ended
-    with pytest.raises(Ended): session.segment_uploads(segmenter, [Upload(volume.name, volume.read_bytes())], tick=tick)
+    def on_progress(share, name): raise Ended
+    with pytest.raises(Ended): session.segment_uploads(segmenter, [Upload(volume.name, volume.read_bytes())], on_progress=on_progress)
     assert list(scratch.iterdir()) == []
     assert session.GATE.acquire(timeout=1); session.GATE.release()
 
@@ -528,7 +528,7 @@ def result_of(volume, segmenter): return session.segment_uploads(segmenter, [Upl
 def test_the_zip_is_what_predict_writes(volume, card, segmenter, tmp_path):
     report, = predict_cases(volume, tmp_path/'out', model=card)
     result = result_of(volume, segmenter)
-    with zipfile.ZipFile(io.BytesIO(session.bundle(result, result.at(.5)))) as z: z.extractall(tmp_path/'zip')
+    with zipfile.ZipFile(io.BytesIO(session.bundle(result, result.with_threshold(.5)))) as z: z.extractall(tmp_path/'zip')
     here, there = tmp_path/'zip', tmp_path/'out'/'anna_flair'
     assert sorted(p.name for p in here.iterdir()) == sorted(p.name for p in there.iterdir())
     assert (read_mask(here/'mask.nii.gz') == read_mask(there/'mask.nii.gz')).all()
@@ -540,7 +540,7 @@ def test_the_zip_is_what_predict_writes(volume, card, segmenter, tmp_path):
 @pytest.mark.parametrize('lang', LANGUAGES)
 def test_the_sheet_says_what_the_page_says(volume, segmenter, lang):
     result = result_of(volume, segmenter)
-    seg = result.at(.5)
+    seg = result.with_threshold(.5)
     document = pypdfium2.PdfDocument(main.report_pdf(seg, 'sœur | x', lang=lang, shown=result.shown))
     text = document[0].get_textpage().get_text_range()
     document.close()

@@ -169,7 +169,7 @@ def test_from_the_landing_page_to_the_mask_and_away_with_it(visit, volume, card,
     settle(page); page.wait_for_timeout(800); settle(page)
     chosen = float(thumb(page, 'Threshold').input_value())
     assert chosen > .5 and numbers(page)['Lesion, mL'] == f'{seg.at(round(chosen, 2)).volume_ml:.1f}'
-    mask = seg.at(round(chosen, 2)).mask
+    mask = seg.with_threshold(round(chosen, 2)).mask
     # every file opens and says the same
     with zipfile.ZipFile(io.BytesIO(download(page, 'Mask, preview, report'))) as z: assert z.namelist() == ['mask.nii.gz', 'preview.png', 'report.json']
     pdf = pypdfium2.PdfDocument(download(page, 'Report (PDF)'))

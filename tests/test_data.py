@@ -10,7 +10,7 @@ from PIL import Image
 from neuroseg.cohorts.cases import find_cases
 from neuroseg.core import ConfigError, NeurosegError, ShapeError
 from neuroseg.learn.slices import SliceSet, batch, cache_key, draw_epoch, prepare_case, slice_set, thesis_set
-from neuroseg.learn.augmentation import Augment, augment, change_intensity, lose_sequences, paste_lesions, random_grid
+from neuroseg.learn.augmentation import Augment, augment, change_intensity, sequence_dropout, paste_lesions, random_grid
 from neuroseg.scans.preparation import Prep, thesis_plane
 from neuroseg.cohorts.splits import thesis_split
 
@@ -160,7 +160,7 @@ def test_turned_images_are_turned_by_no_more_than_asked():
 @pytest.mark.parametrize('channels', [3,5,7])
 def test_lost_sequences_are_flair_and_flair_is_kept(channels):
     x,_ = images(b=400, c=channels, side=4)
-    out = lose_sequences(x, Augment(flair_only=.3))
+    out = sequence_dropout(x, Augment(flair_only=.3))
     assert torch.equal(out[:,1], x[:,1])
     same = lambda ch: (out[:,ch]==x[:,1]).all((1,2))
     both,pre,post = same(0)&same(2), same(0)&~same(2), same(2)&~same(0)
@@ -171,7 +171,7 @@ def test_lost_sequences_are_flair_and_flair_is_kept(channels):
 
 def test_neighbours_swap_sides_together():
     x = torch.arange(7.).reshape(1,7,1,1).repeat(300,1,1,1)
-    out = lose_sequences(x, STILL)[:,3:,0,0]
+    out = sequence_dropout(x, STILL)[:,3:,0,0]
     assert {tuple(r) for r in out.tolist()}=={(3,4,5,6),(4,3,6,5)}
     assert (out[:,0]==4).float().mean()==pytest.approx(.5, abs=.1)
 

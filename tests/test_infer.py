@@ -16,7 +16,7 @@ from neuroseg.evaluation.scores import evaluate_case
 from neuroseg.scans.reading import Found, case_names, expand, group_sequences
 from neuroseg.segmentation.onnx_graph import check_graph
 from neuroseg.segmentation.card import load_card, shipped_models
-from neuroseg.segmentation.quality import expected_dice, mask_warnings, outline, scan_warnings
+from neuroseg.segmentation.quality import expected_dice, mask_warnings, binarize, scan_warnings
 from neuroseg.segmentation.preview import pick_slices, preview
 from neuroseg.segmentation.result import Segmenter, replaceable, segment
 from neuroseg.segmentation.batch import predict_cases
@@ -193,19 +193,19 @@ def two_lesions():
     return v
 
 
-@pytest.mark.parametrize('pieces,n', [(0., 2), (.99, 1)])
-def test_the_card_decides_which_pieces_are_kept(tmp_path, pieces, n):
+@pytest.mark.parametrize('component_share,n', [(0., 2), (.99, 1)])
+def test_the_card_decides_which_pieces_are_kept(tmp_path, component_share, n):
     "In Python, as `predict` writes it, and when scored: everywhere the same mask."
-    path, v = write_model(tmp_path/'model', bright(), pieces=pieces), two_lesions()
+    path, v = write_model(tmp_path/'model', bright(), component_share=component_share), two_lesions()
     result = Segmenter(path).segment(Scan(v[None], ('flair',)))
-    assert result.stats['n_components']==n and np.array_equal(result.at(result.threshold).mask, result.mask)
-    assert np.array_equal(outline(result.prob, threshold=.5, pieces=pieces), result.mask)
+    assert result.stats['n_components']==n and np.array_equal(result.with_threshold(result.threshold).mask, result.mask)
+    assert np.array_equal(binarize(result.prob, threshold=.5, component_share=component_share), result.mask)
     assert any('were left out' in w for w in result.warnings) == (n==1)
     d = tmp_path/'cohort'
     d.mkdir()
     for name, a in (('flair', v), ('mask', result.mask)): nib.save(nib.Nifti1Image(np.asarray(a, np.float32).transpose(2,1,0), np.diag([1.,1.,5.,1.])), d/f'anna_{name}.nii.gz')
     said, = predict_cases(d/'anna_flair.nii.gz', tmp_path/'out', model=path)
-    assert (said['n_components'], said['lesion_px'], said['pieces']) == (n, result.mask.sum(), pieces)
+    assert (said['n_components'], said['lesion_px'], said['component_share']) == (n, result.mask.sum(), component_share)
     case, = find_cases(d, 'nifti')
     assert evaluate_case(case, Segmenter(path), empty=1., surface=False)['dice'] == 1
 
@@ -213,7 +213,7 @@ def test_the_card_decides_which_pieces_are_kept(tmp_path, pieces, n):
 def test_a_changed_card_is_a_changed_model(tmp_path):
     "Though the network is the same file."
     scan = Scan(two_lesions()[None], ('flair',))
-    for pieces, n in ((0., 2), (1., 1), (0., 2)): assert segment(scan, model=write_model(tmp_path, bright(), pieces=pieces)).stats['n_components'] == n
+    for component_share, n in ((0., 2), (1., 1), (0., 2)): assert segment(scan, model=write_model(tmp_path, bright(), component_share=component_share)).stats['n_components'] == n
 
 
 @pytest.mark.parametrize('t', [0, 1, -1, 50, float('nan')])
@@ -584,7 +584,7 @@ def changed_input(**kw): return dict(input=dict(sequences=['pre', 'flair', 'post
 
 
 @pytest.mark.parametrize('changes,text', [
-    (dict(pieces=1.5), '`pieces`'), (dict(pieces='all'), 'no usable'), (dict(pieces=-1), '`pieces`'), (dict(format=2), 'format 2'), (dict(format=None), 'format None'), (dict(threshold=0), '`threshold`'), (dict(threshold='high'), 'no usable model card'),
+    (dict(component_share=1.5), '`pieces`'), (dict(component_share='all'), 'no usable'), (dict(component_share=-1), '`pieces`'), (dict(format=2), 'format 2'), (dict(format=None), 'format None'), (dict(threshold=0), '`threshold`'), (dict(threshold='high'), 'no usable model card'),
     (dict(sha256=dict(onnx='abc')), 'no SHA-256'), (dict(sha256={}), 'no usable'), (dict(sha256='x'), 'no usable'), (dict(input={}), 'no usable'), (dict(input=None), 'no usable'),
     (changed_input(size_px=100_000), '`size_px`'), (changed_input(size_px=64.5), '`size_px`'), (changed_input(size_px=None), '`size_px`'), (changed_input(context=99), '`size_px`'),
     (changed_input(context=2), '`n_channels`'), (changed_input(clip=[99, 1]), '`clip`'), (changed_input(clip=[1]), '`size_px`'), (changed_input(clip=['a', 'b']), 'no usable'),

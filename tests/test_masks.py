@@ -5,7 +5,7 @@ from scipy import ndimage
 
 from neuroseg.core import ConfigError, InputError, ShapeError
 from neuroseg.scans.masks import (CONNECTIVITY, boundary, check_mask, check_spacing, components, fill_holes,
-                                  largest_component, lesion_stats, main_pieces, volume_ml)
+                                  largest_component, lesion_stats, filter_components, volume_ml)
 
 def random_masks(n, seed=0, ndims=(2,3)):
     "Masks of random shape and density, some of them speckle, some blobs, some empty or full."
@@ -147,11 +147,11 @@ def test_main_pieces_by_hand(share):
         labels, n = ndimage.label(mask, structure(mask.ndim, CONNECTIVITY[mask.ndim][0]))
         mass = [weight[labels==i].sum() for i in range(1, n+1)]
         expected = np.isin(labels, [i for i,m in enumerate(mass, 1) if m >= share*max(mass)])
-        assert np.array_equal(main_pieces(mask, weight, share=share), expected)
+        assert np.array_equal(filter_components(mask, weight, share=share), expected)
 
 def test_main_pieces_of_equals_keep_all_and_are_stable():
     two = np.array([[1,0,1,1,0,1,1]], bool)
-    assert main_pieces(two, share=1).sum()==4 and np.array_equal(main_pieces(main_pieces(two, share=1), share=1), main_pieces(two, share=1))
-    assert main_pieces(two, np.zeros(two.shape), share=.5).sum()==5 # nothing weighs anything: no piece is lighter than another
+    assert filter_components(two, share=1).sum()==4 and np.array_equal(filter_components(filter_components(two, share=1), share=1), filter_components(two, share=1))
+    assert filter_components(two, np.zeros(two.shape), share=.5).sum()==5 # nothing weighs anything: no piece is lighter than another
     for share in (-.1, 1.1, float('nan')):
-        with pytest.raises(ConfigError, match='share='): main_pieces(two, share=share)
+        with pytest.raises(ConfigError, match='share='): filter_components(two, share=share)

@@ -255,15 +255,15 @@ def test_the_hook_is_the_command():
 # What may leave
 
 def test_numbers_are_drawn_once_and_by_lot(hospital, tmp_path):
-    first = privacy.opaque(privacy.cohort_of(hospital))
-    assert privacy.opaque(privacy.cohort_of(hospital)) == first and sorted(first.values()) == [f'P{n}' for n in range(1, 7)]
+    first = privacy.pseudonym(privacy.cohort_of(hospital))
+    assert privacy.pseudonym(privacy.cohort_of(hospital)) == first and sorted(first.values()) == [f'P{n}' for n in range(1, 7)]
     shutil.copytree(hospital/'Ann_Miller', hospital/'Gil_Short')
-    later = privacy.opaque(privacy.cohort_of(hospital))
+    later = privacy.pseudonym(privacy.cohort_of(hospital))
     assert {k: v for k, v in later.items() if k in first} == first and later['Gil_Short'] == 'P7'
     orders = set()
     for _ in range(8):
         shutil.rmtree(hospital/privacy.STATE)
-        orders.add(tuple(privacy.opaque(privacy.cohort_of(hospital)).values()))
+        orders.add(tuple(privacy.pseudonym(privacy.cohort_of(hospital)).values()))
     assert len(orders) > 1, 'the order of the names would tell the numbers'
 
 
@@ -277,7 +277,7 @@ def test_a_cohort_that_cannot_be_written_to_is_numbered_all_the_same(hospital, m
     def refuse(*args, **kwargs): raise PermissionError(13, 'no')
     monkeypatch.setattr(Path, 'mkdir', refuse)
     cohort = privacy.cohort_of(hospital)
-    assert privacy.opaque(cohort) == privacy.opaque(cohort) and not (hospital/privacy.STATE).exists()
+    assert privacy.pseudonym(cohort) == privacy.pseudonym(cohort) and not (hospital/privacy.STATE).exists()
     assert privacy.own_cache(cohort) != hospital/privacy.STATE
 
 
@@ -467,7 +467,7 @@ def test_training_and_scoring_tell_nobody(ward, tmp_path, capfd):
     assert '5 of these patients taught the model: choose the fold' in said.err
     assert told(ward, tmp_path, capfd) == set()
     taught, asked, _ = split_cohort(ward, fold=1)
-    number, card, plan, record = privacy.opaque(privacy.cohort_of(ward)), read_json(model), read_json(at/'plan.json'), read_json(at/'run.json')
+    number, card, plan, record = privacy.pseudonym(privacy.cohort_of(ward)), read_json(model), read_json(at/'plan.json'), read_json(at/'run.json')
     assert (card['split']['train'], card['split']['test'], len(card['split']['keyed'])) == (5, 1, 5) and plan['split'] == card['split']
     assert all(h.startswith('keyed:') for h in (card['data']['hash'], plan['data_hash'], record['data_hash'], read_json(tmp_path/'all'/'run.json')['data_hash']))
     assert record['params']['cohort'] == read_json(tmp_path/'all'/'run.json')['params']['cohort'] == privacy.cohort_of(ward).facts
@@ -523,7 +523,7 @@ def test_the_guard_changes_no_number(hospital, tmp_path, monkeypatch):
     from neuroseg.learn.cross_validation import fit_cohort, recipe
     from neuroseg.learn.train import checkpoint_meta
     monkeypatch.setenv('NEUROSEG_CACHE', str(tmp_path/'cache'))
-    cfg, number = recipe(dict(model='trial', epochs=1, bs=4, prep=dict(size_px=32))), privacy.opaque(privacy.cohort_of(hospital))
+    cfg, number = recipe(dict(model='trial', epochs=1, bs=4, prep=dict(size_px=32))), privacy.pseudonym(privacy.cohort_of(hospital))
     fit_cohort(hospital, tmp_path/'private', cfg=cfg, fold=1, progress=False)
     privacy.mark(hospital, private=False, source='drawn')
     open_, held = fit_cohort(hospital, tmp_path/'public', cfg=cfg, fold=1, progress=False), read_json(tmp_path/'private'/'summary.json')

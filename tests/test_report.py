@@ -14,7 +14,7 @@ from neuroseg.reports import study_run
 from neuroseg.reports import publishing
 from neuroseg.reports import reproduce
 from neuroseg.core import ConfigError, DataError, RunError, read_json, sha256_file, write_json
-from neuroseg.cohorts.splits import SEALED
+from neuroseg.cohorts.integrity import SEALED
 
 KERNEL = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
 COIN = ('from neuroseg.answers import SUMMARIES\nfrom neuroseg.report import StudyRun\nfrom neuroseg.viz import table',

@@ -8,8 +8,10 @@ import pytest
 
 from neuroseg.cohorts.cases import Case
 from neuroseg.core import ConfigError, LeakageError
-from neuroseg.cohorts.splits import (FOLDS, LESION_PX, SEALED, case_folds, check_leakage, development, fold_split,
-                                     patient_id, sealed, stratified_folds, thesis_split)
+from neuroseg.cohorts.cases import patient_id
+from neuroseg.cohorts.integrity import SEALED
+from neuroseg.cohorts.splits import (FOLDS, LESION_PX, case_folds, check_leakage, development, fold_split, sealed,
+                                     stratified_folds, thesis_split)
 
 
 def case(name, px=0, institution='PH', n=2):

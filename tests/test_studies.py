@@ -13,7 +13,7 @@ from neuroseg.reports import study_run
 from neuroseg.reports import reproduce
 from neuroseg.core import DataError, read_json, sha256_file
 from neuroseg.scans.phantom import write_phantom_lgg
-from neuroseg.cohorts.splits import SEALED
+from neuroseg.cohorts.integrity import SEALED
 
 STUDIES = [f.stem for f in study_run.studies(ROOT).values()]
 

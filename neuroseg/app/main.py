@@ -160,9 +160,9 @@ def run(
     bar, # That shows the progress
 )->tuple[list,list]: # As `segment_uploads`
     "Segment what is chosen."
-    def _tick(share, name): bar.progress(min(share, 1.), t('segmenting', what=name))
-    if choice.uploads: return segment_uploads(segmenter, choice.uploads, together=choice.together, frames=choice.frames, tick=_tick)
-    return [segment_found(segmenter, Found(sample_path(), ('sample',)), t('sample_name'), tick=lambda share: _tick(share, t('sample_name')))], []
+    def _on_progress(share, name): bar.progress(min(share, 1.), t('segmenting', what=name))
+    if choice.uploads: return segment_uploads(segmenter, choice.uploads, together=choice.together, frames=choice.frames, on_progress=_on_progress)
+    return [segment_found(segmenter, Found(sample_path(), ('sample',)), t('sample_name'), on_progress=lambda share: _on_progress(share, t('sample_name')))], []
 
 def current_results(
     own:Segmenter|None, # The visitor's model
@@ -224,7 +224,7 @@ def look_controls(
     place,a,b = st.columns([2,1,1], gap='medium') if n>1 and not planes else (st, *st.columns(2, gap='medium'))
     default = min(max(result.found.threshold, .02), .98)
     slices = place.container() # filled last, read first
-    seg = result.at(a.slider(t('threshold'), .02, .98, default, .01, key=f'threshold {key}', help=t('threshold_help')))
+    seg = result.with_threshold(a.slider(t('threshold'), .02, .98, default, .01, key=f'threshold {key}', help=t('threshold_help')))
     window = b.slider(t('window'), 0, 100, (0,100), key=f'window {key}', help=t('window_help'), format='%d %%')
     return Look(seg, planes, layer, sequence, window, slices)
 

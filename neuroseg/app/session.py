@@ -38,8 +38,8 @@ class Result:
     truth:np.ndarray|None=None # A reference outline, once there is one
     cuts:dict=field(default_factory=dict) # The last threshold that was asked for
     key:int=field(default_factory=RESULTS.__next__) # Of the sliders that belong to it
-    def at(self, threshold:float)->Segmentation: # The same probabilities, cut elsewhere
-        if threshold not in self.cuts: self.cuts = {threshold: self.found.at(threshold)}
+    def with_threshold(self, threshold:float)->Segmentation: # The same probabilities, cut elsewhere
+        if threshold not in self.cuts: self.cuts = {threshold: self.found.with_threshold(threshold)}
         return self.cuts[threshold]
 
 def segment_found(
@@ -48,12 +48,12 @@ def segment_found(
     name:str, # To show
     *,
     frames:tuple=(1,None), # First and last frame of a video
-    tick=None, # Called with the share that is done
+    on_progress=None, # Called with the share that is done
 )->Result:
     "Segment one scan and let go of its files."
     scan = read_found(found, first=frames[0], last=frames[1])
     inputs = [dict(name=f.name, sha256=sha256_file(f)) for f in input_files(found.source)]
-    seg = segmenter.segment(scan, tick=tick)
+    seg = segmenter.segment(scan, on_progress=on_progress)
     seg.scan.source = name
     seg.notes,seg.warnings = found.notes + seg.notes, found.notes + seg.warnings
     return Result(name, seg, inputs, views(scan))
@@ -78,7 +78,7 @@ def segment_uploads(
     *,
     together:bool=True, # Whether several pictures are slices of one scan
     frames:tuple=(1,None), # First and last frame of a video
-    tick=lambda share, name: None, # Called with the share that is done and the scan at work
+    on_progress=lambda share, name: None, # Called with the share that is done and the scan at work
 )->tuple[list,list]: # `Result`s, and a sentence for each scan that could not be used
     "Segment what was uploaded; nothing of it is left on the disk afterwards."
     results,errors = [],[]
@@ -88,8 +88,8 @@ def segment_uploads(
         except (MemoryError, OSError): return [], [say('no_room', name='…')]
         for i,f in enumerate(found):
             name = harmless(f.parts[-1]) or 'scan'
-            def _tick(share): tick((i+share)/len(found), name)
-            try: results.append(segment_found(segmenter, f, name, frames=frames, tick=_tick))
+            def _on_progress(share): on_progress((i+share)/len(found), name)
+            try: results.append(segment_found(segmenter, f, name, frames=frames, on_progress=_on_progress))
             except NeurosegError as e:
                 said = str(e).removeprefix('prep: ')
                 errors.append(said if f'`{name}' in said else f'{name}: {said}')

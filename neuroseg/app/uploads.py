@@ -21,7 +21,7 @@ from ..scans.nifti import nifti_header, read_mask
 from ..scans.dicom import is_dicom
 from ..scans.reading import expand, Found, group_sequences, read_scan
 from ..scans.video import read_video, VIDEO_ENDINGS
-from ..segmentation.quality import placed, sides_known
+from ..segmentation.quality import has_orientation, laterality_known
 from ..segmentation.result import Segmenter
 
 # %% ../../nbs/app/01_uploads.ipynb #c007
@@ -206,7 +206,7 @@ def mask_along(
     "A mask, turned as its scan is stored."
     import nibabel as nib
     mask,img = read_mask(path), nib.load(path)
-    if scan.affine is None or not (sides_known(scan) and placed(img.header)): return mask, None
+    if scan.affine is None or not (laterality_known(scan) and has_orientation(img.header)): return mask, None
     turn = nib.orientations.ornt_transform(*map(nib.orientations.io_orientation, (img.affine, scan.affine)))
     turned = nib.Nifti1Image(mask.transpose(2,1,0).astype(np.uint8), img.affine).as_reoriented(turn)
     return np.asarray(turned.dataobj).transpose(2,1,0)>0, turned.affine

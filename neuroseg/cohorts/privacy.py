@@ -6,9 +6,9 @@ Docs: https://neuroseg.github.io/neuroseg/cohorts/privacy.html.md"""
 
 # %% auto #0
 __all__ = ['COHORT_FILE', 'STATE', 'PUBLIC_ID', 'GENERIC', 'MIN_PATIENTS', 'WHO', 'ABOUT_NOBODY', 'TELLING', 'SPOKEN', 'FEW',
-           'read_mark', 'mark', 'is_public_id', 'Cohort', 'cohort_of', 'opaque', 'keyed', 'names_in', 'name_pattern',
-           'scrubber', 'own_cache', 'cleaned', 'guarded', 'per_patient', 'averages', 'safe_facts', 'safe_rows',
-           'safe_split', 'schematic', 'check_place', 'at_home', 'marked_above']
+           'read_mark', 'mark', 'is_public_id', 'Cohort', 'cohort_of', 'pseudonym', 'keyed_hash', 'names_in',
+           'name_pattern', 'scrubber', 'own_cache', 'cleaned', 'guarded', 'per_patient', 'averages', 'safe_facts',
+           'safe_rows', 'safe_split', 'placeholder_image', 'check_place', 'at_home', 'marked_above']
 
 # %% ../../nbs/cohorts/05_privacy.ipynb #c003
 import contextlib, hmac, io, json, logging, math, os, re, secrets, subprocess, sys, tempfile
@@ -127,14 +127,14 @@ def _first(file, kept)->bool:
     finally: os.unlink(tmp.name)
     return True
 
-def opaque(
+def pseudonym(
     cohort:Cohort,
 )->dict: # Name of each patient to what is written instead; of a public cohort, to the name itself
     "Numbers for the patients of a private cohort, drawn by lot and kept in its own folder."
     return dict(_state(cohort)['numbers']) if cohort.private else {p: p for p in cohort.patients}
 
 # %% ../../nbs/cohorts/05_privacy.ipynb #c022
-def keyed(
+def keyed_hash(
     cohort:Cohort,
     fingerprint:str|None, # Such as `core.hash_files` gives it
 )->str|None: # The same for a public cohort
@@ -151,7 +151,7 @@ def names_in(
     parts:bool=True, # Also the parts of patients' names
 )->dict: # Word to what is written instead
     "The words by which a cohort's folder, patients and files could be known."
-    number, said = opaque(cohort), {}
+    number, said = pseudonym(cohort), {}
     for c in cohort.cases:
         for f in case_files([c]):
             said[f.name] = said[f.name.split('.')[0]] = '<file>'
@@ -285,7 +285,7 @@ def safe_facts(
     "Facts about a private cohort that may leave."
     if not cohort.private: return obj
     scrub, few = scrubber(cohort), len(cohort.patients)<MIN_PATIENTS
-    known = {*cohort.patients, *opaque(cohort).values()}
+    known = {*cohort.patients, *pseudonym(cohort).values()}
     def safe(o):
         if isinstance(o, str): return scrub(o)
         if isinstance(o, Path): return '<path>'
@@ -307,7 +307,7 @@ def safe_rows(
     "Rows of patients as the folder of a private run may hold them; of too few patients, averages."
     if not cohort.private: return rows
     if len(cohort.patients)<MIN_PATIENTS: return averages(rows, len({r['patient'] for r in rows}))
-    number = opaque(cohort)
+    number = pseudonym(cohort)
     if strange := {r['patient'] for r in rows} - set(cohort.patients): raise ConfigError(f'{len(strange)} of the patients in these rows are not of this cohort; give the cohort that was scored')
     may = [{k: v for k,v in r.items() if k not in ('case','institution')} | dict(patient=number[r['patient']]) for r in rows]
     return sorted(may, key=lambda r: int(r['patient'][1:]))
@@ -319,10 +319,10 @@ def safe_split(
 )->dict: # The same of a public cohort
     "Who was learnt from, as a plan or a card may tell it."
     if not cohort.private: return split
-    return safe_facts(split, cohort) | dict(keyed=sorted(keyed(cohort, p) for p in split['train']))
+    return safe_facts(split, cohort) | dict(keyed=sorted(keyed_hash(cohort, p) for p in split['train']))
 
 # %% ../../nbs/cohorts/05_privacy.ipynb #c060
-def schematic(
+def placeholder_image(
     height:int, # Pixels
     width:int, # Pixels
 )->np.ndarray: # `(height,width,3)` uint8

@@ -19,7 +19,7 @@ from ..core import atomic_path, ConfigError, InputError, need
 from ..scans.stacks import Scan
 from ..scans.preparation import Prep
 from ..segmentation.network import prob_volume
-from ..segmentation.quality import expected_dice, outline
+from ..segmentation.quality import expected_dice, binarize
 from ..cohorts.cases import load_case
 from .metrics import pooled, score_case
 from .statistics import paired_ci, summarise, Summary
@@ -32,8 +32,8 @@ class TorchSegmenter:
         prep:Prep, # How a scan is prepared for it
         *,
         threshold:float=.5, # Probability above which a voxel is tumour
-        pieces:float=0., # Pieces of the mask that are kept, see `quality.outline`
-    ): self.model,self.prep,self.threshold,self.pieces = model.eval(), prep, threshold, pieces
+        component_share:float=0., # Pieces of the mask that are kept, see `quality.binarize`
+    ): self.model,self.prep,self.threshold,self.component_share = model.eval(), prep, threshold, component_share
     def run(self, x:np.ndarray)->np.ndarray: # `(B,C,S,S)` float32 to probabilities `(B,S,S)`
         torch = need('torch', extra='train')
         device = next(self.model.parameters()).device
@@ -57,7 +57,7 @@ def flair_alone(
 # %% ../../nbs/evaluation/04_scores.ipynb #c015
 def evaluate_case(
     case, # `cases.Case`
-    segmenter, # With `prob(scan, flips=...)` and `threshold`, and `pieces` where not all are kept
+    segmenter, # With `prob(scan, flips=...)` and `threshold`, and `component_share` where not all are kept
     *,
     empty:float, # What two empty masks count: 1, 0 or NaN
     flair_only:bool=False, # Take the other sequences away
@@ -71,14 +71,14 @@ def evaluate_case(
     start = time.perf_counter()
     prob = segmenter.prob(scan) if flips is None else segmenter.prob(scan, flips=flips)
     seconds = time.perf_counter()-start
-    pred = outline(prob, threshold=segmenter.threshold if threshold is None else threshold, pieces=getattr(segmenter, 'pieces', 0.))
+    pred = binarize(prob, threshold=segmenter.threshold if threshold is None else threshold, component_share=getattr(segmenter, 'component_share', 0.))
     return dict(patient=case.patient, case=case.case, institution=case.institution, n_slices=scan.n_slices, sequences='+'.join(scan.sequences),
                 **score_case(pred, targ, spacing_mm=scan.spacing_mm, empty=empty, surface=surface), confidence=expected_dice(prob, pred), seconds=round(seconds, 3))
 
 # %% ../../nbs/evaluation/04_scores.ipynb #c018
 def evaluate_cases(
     cases, # `cases.Case`s, one a patient
-    segmenter, # With `prob(scan, flips=...)` and `threshold`, and `pieces` where not all are kept
+    segmenter, # With `prob(scan, flips=...)` and `threshold`, and `component_share` where not all are kept
     *,
     empty:float, # What two empty masks count: 1, 0 or NaN
     progress:bool=True, # Show a bar

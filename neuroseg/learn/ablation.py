@@ -23,7 +23,7 @@ from .parallel import spread
 from .cross_validation import fit_cohort, recipe, split_cohort
 
 # %% ../../nbs/learn/12_ablation.ipynb #c006
-PREDICT = ('threshold', 'pieces', 'flips') # What can be changed without training again
+PREDICT = ('threshold', 'component_share', 'flips') # What can be changed without training again
 
 @dataclass(frozen=True)
 class Arm:
@@ -109,7 +109,7 @@ def _use_otherwise(arm, fold, seed, *, folder, runs, layout, progress):
     asked = dict(predict=arm.predict, network=segmenter.card.sha256)
     if (at/'predict.json').exists() and read_json(at/'predict.json')==asked: return # written last: the scores beside it are whole
     how = dict(arm.predict)
-    if 'pieces' in how: segmenter.card = replace(segmenter.card, pieces=how.pop('pieces'))
+    if 'component_share' in how: segmenter.card = replace(segmenter.card, component_share=how.pop('component_share'))
     rows = []
     with guarded(cohort):
         for name,alone in (('all sequences', False), ('FLAIR only', True)):

@@ -18,8 +18,10 @@ from typing import get_args, get_type_hints
 from ..core import ConfigError, flat, jsonable, read_json, record_run, RunError, write_json
 from ..segmentation.result import Segmenter
 from ..cohorts.cases import cases_hash, find_cases
-from ..cohorts.splits import case_folds, check_leakage, development, fold_split, FOLDS, patient_id, SEALED
-from ..cohorts.privacy import (at_home, check_place, Cohort, cohort_of, guarded, keyed, MIN_PATIENTS,
+from ..cohorts.cases import patient_id
+from ..cohorts.integrity import SEALED
+from ..cohorts.splits import case_folds, check_leakage, development, fold_split, FOLDS
+from ..cohorts.privacy import (at_home, check_place, Cohort, cohort_of, guarded, keyed_hash, MIN_PATIENTS,
                                       safe_facts, safe_rows, safe_split)
 from ..evaluation.statistics import Summary
 from ..evaluation.scores import evaluate_cases, read_rows, summary_of, write_rows
@@ -99,8 +101,8 @@ def plan_run(
     "Settle what a run learns from, and keep it."
     here = at_home(cohort, run)
     train_cases,test_cases,split = split_cohort(cohort.folder, fold=fold, layout=cohort.layout)
-    data = dict(layout=split['layout'], hash=keyed(cohort, cases_hash(train_cases)), patients=len(split['train']), slices=sum(c.n_slices for c in train_cases))
-    whole = keyed(here, cases_hash(train_cases+test_cases))
+    data = dict(layout=split['layout'], hash=keyed_hash(cohort, cases_hash(train_cases)), patients=len(split['train']), slices=sum(c.n_slices for c in train_cases))
+    whole = keyed_hash(here, cases_hash(train_cases+test_cases))
     keep_plan(run, dict(recipe=config_dict(cfg), split=safe_split(split, here), data_hash=whole))
     return train_cases, test_cases, split, data, whole
 
@@ -137,8 +139,8 @@ def member_runs(
     cfg:TrainConfig, # Recipe
 )->list: # Folder and recipe of each network
     "Where the networks of a model are trained: one in the folder of the run itself, several in folders below, each from another seed."
-    if cfg.members==1: return [(Path(run), cfg)]
-    return [(Path(run)/f'member_{k}', replace(cfg, seed=cfg.seed*cfg.members+k, members=1)) for k in range(cfg.members)]
+    if cfg.n_ensemble==1: return [(Path(run), cfg)]
+    return [(Path(run)/f'member_{k}', replace(cfg, seed=cfg.seed*cfg.n_ensemble+k, n_ensemble=1)) for k in range(cfg.n_ensemble)]
 
 def train_members(
     cfg:TrainConfig, # Recipe
@@ -168,7 +170,7 @@ def write_model(
     told = safe_split(split, cohort) if cohort else split
     licence = 'CC BY-NC-SA 4.0' if set(split['train']) & set(FOLDS) else None # what was learnt from the LGG cohort inherits its terms
     bits = 16 if len(nets)==1 else 8 # several share the space of one
-    return export_model(nets, run/'model', name=name, cfg=cfg, bits=bits, card=dict(version='1', licence=licence, threshold=cfg.threshold, pieces=cfg.pieces, split=told, data=data))
+    return export_model(nets, run/'model', name=name, cfg=cfg, bits=bits, card=dict(version='1', licence=licence, threshold=cfg.threshold, component_share=cfg.component_share, split=told, data=data))
 
 # %% ../../nbs/learn/10_cross_validation.ipynb #c034
 def _held(folder, run, layout, private):
@@ -210,7 +212,7 @@ def _fit(cohort, run, cfg, fold, name, empty, threads, progress):
     if (run/'run.json').exists(): return _read_summaries(run)
     here, scored = at_home(cohort, run), replace(cohort, cases=tuple(test_cases))
     with record_run(dict(recipe=config_dict(cfg), fold=fold, name=name, empty=empty) | _whose(here), whole) as rec:
-        nets,seeds,seconds = train_members(cfg, *(slice_set(cases, cfg.prep, salt=keyed(here, ''), progress=progress) for cases in (train_cases, test_cases)), run, progress=progress)
+        nets,seeds,seconds = train_members(cfg, *(slice_set(cases, cfg.prep, salt=keyed_hash(here, ''), progress=progress) for cases in (train_cases, test_cases)), run, progress=progress)
         card = write_model(nets, run, name=name, cfg=cfg, split=split, data=data, cohort=cohort)
         segmenter = Segmenter(card, threads=threads)
         rows,summaries = score_fold(test_cases, segmenter, empty=empty, split=f"fold {fold}, patients that were not trained on", seeds=seeds,
@@ -257,7 +259,7 @@ def _gather(here, run, cfg, folds, empty, whole):
     summaries = {kind: summary_of([r for r in rows if r['input']==kind], empty=empty, split=what, seeds=[c.seed for _,c in member_runs(run, cfg)]) for kind in dict.fromkeys(r['input'] for r in rows)}
     write_rows(run/'patients.csv', rows)
     write_json(run/'summary.json', safe_facts(summaries, here))
-    write_json(run/'plan.json', dict(recipe=config_dict(cfg), folds=folds, data_hash=keyed(here, whole)))
+    write_json(run/'plan.json', dict(recipe=config_dict(cfg), folds=folds, data_hash=keyed_hash(here, whole)))
     return _read_summaries(run)
 
 # %% ../../nbs/learn/10_cross_validation.ipynb #c058
@@ -281,16 +283,16 @@ def _fit_everyone(cohort, run, scores, judged, name, progress):
     "The work of `fit_everyone`."
     cases, here = development(find_cases(cohort.folder, cohort.layout)), at_home(cohort, run)
     cfg,plain = stored_config(judged['recipe']), cases_hash(cases)
-    if keyed(at_home(cohort, scores), plain)!=judged['data_hash']: raise RunError(f"the cross-validation in `{scores.name}` was made on other data than `{cohort.folder.name}`; cross-validate again, or give its cohort")
-    whole = keyed(here, plain)
+    if keyed_hash(at_home(cohort, scores), plain)!=judged['data_hash']: raise RunError(f"the cross-validation in `{scores.name}` was made on other data than `{cohort.folder.name}`; cross-validate again, or give its cohort")
+    whole = keyed_hash(here, plain)
     split = dict(layout=cases[0].layout, protocol='patient', fold=None, train=sorted({patient_id(c.patient) for c in cases}), test=[])
-    data = dict(layout=cases[0].layout, hash=keyed(cohort, plain), patients=len(split['train']), slices=sum(c.n_slices for c in cases))
+    data = dict(layout=cases[0].layout, hash=keyed_hash(cohort, plain), patients=len(split['train']), slices=sum(c.n_slices for c in cases))
     keep_plan(run, dict(recipe=config_dict(cfg), split=safe_split(split, here), data_hash=whole))
     if (run/'run.json').exists(): return run/'model'/f'{name}.json'
     fold_of = case_folds(cases)
     with record_run(dict(recipe=config_dict(cfg), fold=None, name=name) | _whose(here), whole) as rec:
         watched = [c for c in cases if fold_of[patient_id(c.patient)]==judged['folds'][0]] # learnt from, so that its curve is no score
-        nets,_,seconds = train_members(cfg, *(slice_set(cs, cfg.prep, salt=keyed(here, ''), progress=progress) for cs in (cases, watched)), run, progress=progress)
+        nets,_,seconds = train_members(cfg, *(slice_set(cs, cfg.prep, salt=keyed_hash(here, ''), progress=progress) for cs in (cases, watched)), run, progress=progress)
         card = write_model(nets, run, name=name, cfg=cfg, split=split, data=data, cohort=cohort)
         write_json(card, read_json(card) | dict(metrics=safe_facts(card_metrics(read_json(scores/'summary.json')), cohort), seconds=round(seconds)))
     rec.save(run/'run.json')

@@ -19,8 +19,9 @@ from torch import nn
 from torch.func import functional_call
 
 from ..core import (atomic_path, ConfigError, git_commit, hardware, jsonable, need, RunError, sha256_file,
-                           versions, write_json)
-from ..scans.preparation import Prep, SEQUENCES
+                           versions, write_json, package_dir)
+from ..scans.phantom import SEQUENCES
+from ..scans.preparation import Prep
 from .trainer import float_weights
 
 # %% ../../nbs/learn/08_export.ipynb #c006
@@ -133,10 +134,10 @@ def model_card(
     "Everything that must be known of a model, to use it and to judge it."
     import neuroseg
     prep = cfg if isinstance(cfg, Prep) else cfg.prep
-    known = dict(version='0', licence=None, threshold=.5, pieces=0., members=1, flips=True, data=None, split=None, metrics=None, seconds=None)
+    known = dict(version='0', licence=None, threshold=.5, component_share=0., n_ensemble=1, flips=True, data=None, split=None, metrics=None, seconds=None)
     if not 0 < float(card.get('threshold', .5)) < 1: raise ConfigError(f"model_card: threshold={card['threshold']} must lie between 0 and 1")
-    if not 0 <= float(card.get('pieces', 0)) <= 1: raise ConfigError(f"model_card: pieces={card['pieces']} must be a share from 0 to 1")
-    commit,dirty = git_commit(Path(neuroseg.__file__).parent)
+    if not 0 <= float(card.get('component_share', 0)) <= 1: raise ConfigError(f"model_card: component_share={card['component_share']} must be a share from 0 to 1")
+    commit,dirty = git_commit(package_dir())
     return jsonable(known | card | dict(
         format=CARD_FORMAT, name=name, created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         input=dict(sequences=SEQUENCES, n_channels=prep.n_channels, prep=dataclasses.asdict(prep)),
@@ -159,7 +160,7 @@ def export_model(
     st = need('safetensors.torch', extra='train')
     prep,folder = (cfg if isinstance(cfg, Prep) else cfg.prep), Path(folder)
     nets,rounded = [model] if isinstance(model, nn.Module) else list(model), {16: half_weights, 8: byte_weights}[bits]
-    info,net = model_card(cfg, name=name, card=dict(members=len(nets)) | card), StoredNet(*nets, bits=bits)
+    info,net = model_card(cfg, name=name, card=dict(n_ensemble=len(nets)) | card), StoredNet(*nets, bits=bits)
     shape = dict(n_channels=prep.n_channels, size_px=prep.size_px)
     blob = to_onnx(net, **shape)
     error = onnx_error(blob, net, **shape)

@@ -17,8 +17,9 @@ from ..core import ConfigError, jsonable, merged, read_json, record_run, sha256_
 from ..segmentation.card import load_card, ModelCard
 from ..segmentation.result import Segmenter
 from ..cohorts.cases import cases_hash, find_cases
-from ..cohorts.splits import case_folds, check_leakage, development, patient_id
-from ..cohorts.privacy import (check_place, cohort_of, guarded, keyed, MIN_PATIENTS, opaque, safe_facts,
+from ..cohorts.cases import patient_id
+from ..cohorts.splits import case_folds, check_leakage, development
+from ..cohorts.privacy import (check_place, cohort_of, guarded, keyed_hash, MIN_PATIENTS, pseudonym, safe_facts,
                                       safe_rows, safe_split)
 from ..evaluation.statistics import Summary
 from ..evaluation.scores import compare, evaluate_cases, read_rows, summary_of, TorchSegmenter, write_rows
@@ -39,7 +40,7 @@ def start_weights(
     return file
 
 # %% ../../nbs/learn/11_finetune.ipynb #c011
-TUNE = dict(epochs=12, lr=5e-4, ema=.98, members=1, schedule='one_cycle', keep='last', patience=None) # Where fine-tuning differs from the training before it
+TUNE = dict(epochs=12, lr=5e-4, ema=.98, n_ensemble=1, schedule='one_cycle', keep='last', patience=None) # Where fine-tuning differs from the training before it
 
 def tuning_recipe(
     card:ModelCard, # Of the model to begin with
@@ -50,7 +51,7 @@ def tuning_recipe(
     if not made_by: raise ConfigError(f"the card of `{card.name}` has no recipe; fine-tuning goes on with the recipe that a model was trained by, train one with `neuroseg train`")
     settings = settings or {}
     check_settings(settings)
-    if fixed := {'prep','model','n_in','members'} & settings.keys(): raise ConfigError(f"{', '.join(sorted(fixed))} cannot be changed by fine-tuning: the network has learnt with it; train a new one")
+    if fixed := {'prep','model','n_in','n_ensemble'} & settings.keys(): raise ConfigError(f"{', '.join(sorted(fixed))} cannot be changed by fine-tuning: the network has learnt with it; train a new one")
     return config_from(merged(merged(config_dict(stored_config(made_by)), TUNE), settings))
 
 # %% ../../nbs/learn/11_finetune.ipynb #c015
@@ -121,12 +122,12 @@ def tune_fold(
     progress:bool, # Show bars
 )->list: # Rows of the patients that were kept out, by name; what is written of a private cohort is not
     "Fine-tune on all folds but one and score that one; what is finished is only read."
-    at, name_of = Path(run)/f'fold_{fold}', {number: name for name,number in opaque(cohort).items()}
+    at, name_of = Path(run)/f'fold_{fold}', {number: name for name,number in pseudonym(cohort).items()}
     if (at/'patients.csv').exists(): return [r | dict(patient=name_of[r['patient']]) for r in read_rows(at/'patients.csv')]
     learn_from,score_on = ([c for c in cases if (fold_of[patient_id(c.patient)]==fold)==side] for side in (False, True))
     check_leakage([c.patient for c in learn_from], [c.patient for c in score_on])
-    net = tune(learn_from, at, cfg=cfg, start=start_weights(card), rehearse=rehearse, salt=keyed(cohort, ''), progress=progress)
-    judged = TorchSegmenter(net, cfg.prep, threshold=card.threshold, pieces=card.pieces)
+    net = tune(learn_from, at, cfg=cfg, start=start_weights(card), rehearse=rehearse, salt=keyed_hash(cohort, ''), progress=progress)
+    judged = TorchSegmenter(net, cfg.prep, threshold=card.threshold, component_share=card.component_share)
     rows = [dict(fold=str(fold)) | r for r in evaluate_cases(score_on, judged, empty=empty, progress=False)]
     if not cohort.private or len(cohort.patients)>=MIN_PATIENTS: write_rows(at/'patients.csv', safe_rows(rows, cohort)) # of so few, what is told of one could be told of somebody
     return rows
@@ -145,8 +146,8 @@ def expectation(
 def _model(net, folder, *, card, cfg, name, cohort, cases, extra):
     "Export a fine-tuned network, with a card that betrays nobody."
     split = dict(layout=cohort.layout, protocol='patient', fold=None, train=sorted({patient_id(c.patient) for c in cases}), test=[])
-    facts = dict(data=dict(hash=keyed(cohort, cases_hash(cases)), patients=len({c.patient for c in cases}), slices=sum(c.n_slices for c in cases)))
-    return export_model(net, folder, name=name, cfg=cfg, card=safe_facts(facts, cohort) | dict(split=safe_split(split, cohort), version='1', licence=card.facts.get('licence'), threshold=card.threshold, pieces=card.pieces,
+    facts = dict(data=dict(hash=keyed_hash(cohort, cases_hash(cases)), patients=len({c.patient for c in cases}), slices=sum(c.n_slices for c in cases)))
+    return export_model(net, folder, name=name, cfg=cfg, card=safe_facts(facts, cohort) | dict(split=safe_split(split, cohort), version='1', licence=card.facts.get('licence'), threshold=card.threshold, component_share=card.component_share,
                         start=dict(name=card.name, version=card.version, sha256=card.facts['sha256']['safetensors'])) | extra)
 
 def _told(run):
@@ -179,7 +180,7 @@ def _finetune(run, card, cohort, cfg, rehearse, name, empty, threads, progress):
     "The work of `finetune`."
     cases = development(list(cohort.cases))
     fold_of, kept = assign_folds(cases), slice_set(development(find_cases(rehearse)), cfg.prep, progress=progress) if rehearse else None
-    data_hash = keyed(cohort, cases_hash(cases))
+    data_hash = keyed_hash(cohort, cases_hash(cases))
     keep_plan(run, dict(recipe=config_dict(cfg), start=card.facts['sha256'], data_hash=data_hash, rehearsed=kept.fingerprint() if kept else None))
     if (run/'run.json').exists(): return _told(run)
     same = dict(cases=cases, fold_of=fold_of, card=card, cfg=cfg, cohort=cohort, rehearse=kept, empty=empty, progress=progress)
@@ -189,7 +190,7 @@ def _finetune(run, card, cohort, cfg, rehearse, name, empty, threads, progress):
         said = {k: summary_of(rows, empty=empty, split=what, seeds=cfg.seed) for k,rows,what in (('before', before, 'the model before fine-tuning'), ('after', after, 'each patient scored by a network fine-tuned on others'))}
         found = dict(said, gain=compare(before, after))
         found['expect'] = expectation(said, found['gain'])
-        net = tune(cases, run/'everyone', cfg=cfg, start=start_weights(card), rehearse=kept, salt=keyed(cohort, ''), progress=progress)
+        net = tune(cases, run/'everyone', cfg=cfg, start=start_weights(card), rehearse=kept, salt=keyed_hash(cohort, ''), progress=progress)
         metrics = card_metrics({f'{k} fine-tuning': s for k,s in said.items()})
         _model(net, run/'model', card=card, cfg=cfg, name=name, cohort=cohort, cases=cases, extra=dict(metrics=safe_facts(metrics, cohort)))
         rows = [dict(model=k, patient=r['patient'], dice=r['dice'], precision=r['precision'], recall=r['recall']) for k,rows in (('before', before), ('after', after)) for r in rows]

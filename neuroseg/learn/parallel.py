@@ -51,18 +51,18 @@ def spread(
     if workers<1: raise ConfigError(f"{workers} workers were asked for; expected at least 1")
     bar = tqdm(total=len(jobs), desc='jobs', unit='job', disable=not progress or len(jobs)<2)
     if workers==1 and not address or len(jobs)<2:
-        with bar: return [_tick(bar, f(job)) for job in jobs]
+        with bar: return [_on_progress(bar, f(job)) for job in jobs]
     with bar, workers_of(min(workers, len(jobs)), address) as client:
         if not address: client.run(_limit_threads, max(1, cores()//min(workers, len(jobs))))
         futures = client.map(f, jobs, pure=False)
         try:
-            for done in need('distributed', extra='reproduce').as_completed(futures): _tick(bar, done.result())
+            for done in need('distributed', extra='reproduce').as_completed(futures): _on_progress(bar, done.result())
             return [future.result() for future in futures]
         except NeurosegError: raise
         except Exception as e: raise RunError(f"a job failed on its worker ({type(e).__name__}: {e}); what others had finished is kept where they wrote it") from e
         finally: client.cancel(futures, force=True)
 
-def _tick(bar, result):
+def _on_progress(bar, result):
     "Move the bar on."
     bar.update()
     return result

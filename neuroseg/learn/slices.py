@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from ..core import atomic_path, cache_dir, ConfigError
 from ..scans.preparation import Prep, prepare, prepare_mask, thesis_slices, with_context
 from ..cohorts.cases import cases_hash, load_case
-from ..cohorts.splits import patient_id
+from ..cohorts.cases import patient_id
 
 # %% ../../nbs/learn/01_slices.ipynb #c009
 @dataclass(eq=False)

@@ -13,8 +13,7 @@ __all__ = ['ABOUT', 'library', 'code_hash', 'is_current', 'kernel_environment', 
 import base64, contextlib, fnmatch, hashlib, json, os, re, shutil, subprocess
 from pathlib import Path
 
-from .. import core
-from ..core import (atomic_dir, atomic_path, ConfigError, DataError, flat, git_commit, hash_files, jsonable,
+from ..core import (package_dir, atomic_dir, atomic_path, ConfigError, DataError, flat, git_commit, hash_files, jsonable,
                            need, NeurosegError, read_json, RunError, sha256_file, write_json)
 from ..cohorts.privacy import cleaned, cohort_of, safe_facts, scrubber
 from ..cohorts.phi_scan import check
@@ -29,7 +28,7 @@ def library(
 )->Path: # Folder of modules
     "The library that its studies import: the repository's own, else the one that runs this."
     own = root/'neuroseg'
-    return own if (own/'core.py').is_file() else Path(core.__file__).parent
+    return own if (own/'core.py').is_file() else package_dir()
 
 def code_hash(
     notebook:Path, # A study
@@ -94,7 +93,7 @@ def why(
         where = f"`{begun[-1].source.strip().splitlines()[0]}`" if begun else 'its start'
         return RunError(f"study {study}: the kernel was killed at {where}, most often because memory ran out; close other programs or take a smaller profile")
     first = ' '.join(str(e.evalue).split())
-    kind = getattr(core, e.ename, None)
+    kind = getattr(sys.modules[NeurosegError.__module__], e.ename, None)
     if isinstance(kind, type) and issubclass(kind, NeurosegError): return kind(f"study {study}: {first}")
     return RunError(f"study {study} stopped in cell [{e.exec_count}] `{e.source.strip().splitlines()[0]}`: {e.ename}: {first}")
 

@@ -14,12 +14,11 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from .. import core
-from ..core import (atomic_path, ConfigError, data_dir, DataError, jsonable, need, read_json, record_run,
+from ..core import (package_dir, atomic_path, ConfigError, data_dir, DataError, jsonable, need, read_json, record_run,
                            RunError, sha256_file, write_json)
 from ..scans.phantom import write_phantom_lgg
-from ..cohorts.privacy import (averages, check_place, cohort_of, guarded, keyed, opaque, own_cache,
-                                      per_patient, safe_facts, schematic, scrubber)
+from ..cohorts.privacy import (averages, check_place, cohort_of, guarded, keyed_hash, pseudonym, own_cache,
+                                      per_patient, safe_facts, placeholder_image, scrubber)
 from ..evaluation.scores import write_rows
 from .figures import draw, table
 from .summaries import summary
@@ -29,7 +28,7 @@ def find_repo(
     start=None, # A folder in the repository; None: the working folder, then the folder of this library
 )->Path: # The folder that holds `nbs/studies` and `reports`
     "The repository around a folder."
-    starts = [Path.cwd(), Path(core.__file__).parent] if start is None else [Path(start)]
+    starts = [Path.cwd(), package_dir()] if start is None else [Path(start)]
     for folder in (p for s in starts for p in (s.absolute(), *s.absolute().parents)):
         if (folder/'nbs'/'studies').is_dir(): return folder
     raise RunError('studies live in the repository, not in the installed library: clone it, go into its folder and run the command there')
@@ -171,7 +170,7 @@ def table(self:StudyRun,
     "Store a table, and give what was stored."
     rows = jsonable(rows)
     if self.inner!=self.folder:
-        hide, numbers = scrubber(self.about), opaque(self.about)
+        hide, numbers = scrubber(self.about), pseudonym(self.about)
         may = averages(rows, len(numbers)) if per_patient(rows, {*numbers, *numbers.values()}) else [{k: hide(v) if isinstance(v, str) else v for k,v in r.items()} for r in rows]
         write_rows(self.folder/f'{name}.csv', may)
     write_rows(self.inner/f'{name}.csv', rows)
@@ -185,7 +184,7 @@ def panel(self:StudyRun,
     label:str='', # What a figure writes beside it
 ):
     "Store a picture of slices for figures."
-    if self.inner!=self.folder: picture, name, label = schematic(*picture.shape[:2]), *map(scrubber(self.about), (name, label))
+    if self.inner!=self.folder: picture, name, label = placeholder_image(*picture.shape[:2]), *map(scrubber(self.about), (name, label))
     file = self.folder/'panels'/f'{name}.png'
     with atomic_path(file) as tmp: need('PIL.Image', extra='reproduce').fromarray(picture).save(tmp, optimize=True)
     if self.inner!=self.folder: self._keep_picture(file)
@@ -220,7 +219,7 @@ def figure(self:StudyRun,
         try: draw(self.folder, self.study, name)
         except ConfigError: raise
         except Exception: # whatever a figure says that finds averages instead of patients: it cannot be drawn without them
-            with atomic_path(file) as tmp: need('PIL.Image', extra='reproduce').fromarray(schematic(240, 320)).save(tmp, optimize=True)
+            with atomic_path(file) as tmp: need('PIL.Image', extra='reproduce').fromarray(placeholder_image(240, 320)).save(tmp, optimize=True)
         self._keep_picture(file)
     return need('IPython.display', extra='reproduce').Image(data=file.read_bytes(), alt=name.replace('_', ' '))
 
@@ -236,7 +235,7 @@ def finish(self:StudyRun,
     record = jsonable(self.record) | dict(study=self.study, profile=self.profile)
     if self.about:
         found, record['params'] = safe_facts(found, self.about), safe_facts(record['params'], self.about)
-        record |= dict(data_hash=keyed(self.about, data_hash), cohort=self.about.facts)
+        record |= dict(data_hash=keyed_hash(self.about, data_hash), cohort=self.about.facts)
     write_json(self.folder/'summary.json', found)
     write_json(self.folder/'run.json', record)
     return found

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ..core import ConfigError, jsonable, read_json
 from ..segmentation.quality import LOW_CONFIDENCE
-from ..cohorts.splits import FOLDS, SEALED
+from ..cohorts.integrity import SEALED
+from ..cohorts.splits import FOLDS
 from ..evaluation.statistics import summarise
 from ..evaluation.protocols import keras_evaluate
 from ..evaluation.scores import compare

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import atomic_dir, atomic_path, DataError, InputError, need, write_json
+from ..core import package_dir, atomic_dir, atomic_path, DataError, InputError, need, write_json
 from .anatomy import (brain_tissues, draw_head, Field, Head, lesion_cut, lesion_score, lesion_tissues,
                                     mimics, Points, probe, ramp, skull_tissues, vessel_tissues)
 
@@ -313,7 +313,7 @@ def sample_path(
 )->Path: # Folder of one patient: a NIfTI volume for each sequence, and the true mask
     "The built-in sample, ready for `segment` or `predict`."
     import neuroseg
-    folder = Path(package or Path(neuroseg.__file__).parent)/'samples'/'phantom'
+    folder = Path(package or package_dir())/'samples'/'phantom'
     if not any(folder.glob('*_flair.nii.gz')): raise DataError("the built-in sample is not in this installation; reinstall neuroseg, or give a scan of your own")
     return folder
 
@@ -328,7 +328,7 @@ def draw_sample(
     n_slices:int=SAMPLE['n_slices'], # Slices
 )->tuple: # Sequence to uint8 `(Z,Y,X)`, 'mask' among them; affine `(4,4)`
     "A phantom patient made small: grey levels in steps of four, no noise in the air around the head."
-    from neuroseg.scans.phantom import SEQUENCES, phantom_patient
+    pass
     pt = phantom_patient(number, seed=seed, size_px=size_px, n_slices=n_slices)
     steps = np.minimum((pt.image.astype(int)+2)//4*4, 252)
     volumes = dict(zip(SEQUENCES, np.where(pt.tissue>0, steps, 0).astype(np.uint8)))

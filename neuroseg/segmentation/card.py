@@ -13,8 +13,9 @@ import os, re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import InputError, read_json, sha256_file
-from ..scans.preparation import Prep, SEQUENCES
+from ..core import package_dir, InputError, read_json, sha256_file
+from ..scans.phantom import SEQUENCES
+from ..scans.preparation import Prep
 
 # %% ../../nbs/segmentation/02_card.ipynb #c006
 CARD_FORMAT = 1 # Newest card that is understood
@@ -22,8 +23,7 @@ DEFAULT_MODEL = 'neuroseg-lgg'
 
 def weights_dir()->Path: # Inside the package
     "Where the shipped models lie."
-    import neuroseg
-    return Path(neuroseg.__file__).parent/'weights'
+    return package_dir()/'weights'
 
 def shipped_models()->list: # Names, to be given as `model`
     "Models that came with the package."
@@ -49,7 +49,7 @@ class ModelCard:
     sha256:str # Of the ONNX file
     path:Path = field(repr=False) # The card; the model lies beside it
     facts:dict = field(repr=False) # All that is on the card
-    pieces:float = 0. # Which pieces of the mask are kept: the `share` of `masks.main_pieces`
+    component_share:float = 0. # Which pieces of the mask are kept: the `share` of `masks.filter_components`
     flips:bool = True # Average with the prediction for the mirrored scan, which suits only a network that learnt from mirrored scans
     @property
     def onnx(self)->Path: return self.path.with_suffix('.onnx')
@@ -58,11 +58,11 @@ class ModelCard:
         scores = {f'metrics, {k}': v for k,v in metrics.items()} if isinstance(metrics, dict) else {'metrics':metrics}
         rows = dict(version=self.version) | {k: self.facts.get(k) for k in ('created','licence','data','split')} | scores | dict(
             input=f"{'+'.join(SEQUENCES)}, {self.prep.size_px} px, {self.prep.n_channels} channels", threshold=self.threshold,
-            pieces=f'at least {self.pieces:.0%} of the heaviest' if self.pieces else 'all', sha256=self.sha256[:16]+'…')
+            component_share=f'at least {self.component_share:.0%} of the heaviest' if self.component_share else 'all', sha256=self.sha256[:16]+'…')
         return f'**{self.name}**\n\n| | |\n|---|---|\n' + '\n'.join(f'| {k} | {brief(v)} |' for k,v in rows.items() if v is not None)
 
 # %% ../../nbs/segmentation/02_card.ipynb #c014
-def _card_faults(facts, prep, threshold, pieces, sha256)->list: # Sentences
+def _card_faults(facts, prep, threshold, component_share, sha256)->list: # Sentences
     "What makes a card unusable."
     p = prep
     whole = all(isinstance(v, int) for v in (p.size_px, p.context)) and len(p.clip)==2
@@ -73,7 +73,7 @@ def _card_faults(facts, prep, threshold, pieces, sha256)->list: # Sentences
         (whole and not 0<=p.clip[0]<p.clip[1]<=100, 'its `clip` must be two rising percentiles'),
         (not (0<=p.margin<=1 and 0<p.context_mm<=100), 'its `margin` or `context_mm` is out of range'),
         (not 0<threshold<1, 'its `threshold` must lie between 0 and 1'),
-        (not 0<=pieces<=1, 'its `pieces` must be a share from 0 to 1'),
+        (not 0<=component_share<=1, 'its `component_share` must be a share from 0 to 1'),
         (not isinstance(facts.get('flips', True), bool), 'its `flips` must be true or false'),
         (not re.fullmatch('[0-9a-f]{64}', sha256), 'its `sha256` is no SHA-256')) if bad]
 
@@ -87,9 +87,9 @@ def card_from(
     if facts['format']!=CARD_FORMAT: raise InputError(f"`{path.name}` has format {facts['format']!r}, this version reads {CARD_FORMAT}; install the newest neuroseg")
     try:
         prep = Prep(**{**facts['input']['prep'], 'clip':tuple(facts['input']['prep']['clip'])})
-        threshold,pieces,sha = float(facts['threshold']), float(facts.get('pieces', 0)), str(facts['sha256']['onnx'])
-        faults = _card_faults(facts, prep, threshold, pieces, sha)
-        card = ModelCard(str(facts['name']), str(facts['version']), prep, threshold, sha, path, facts, pieces, facts.get('flips', True))
+        threshold,component_share,sha = float(facts['threshold']), float(facts.get('component_share', facts.get('pieces', 0))), str(facts['sha256']['onnx'])
+        faults = _card_faults(facts, prep, threshold, component_share, sha)
+        card = ModelCard(str(facts['name']), str(facts['version']), prep, threshold, sha, path, facts, component_share, facts.get('flips', True))
     except (KeyError, TypeError, ValueError) as e: raise InputError(f"`{path.name}` is no usable model card ({type(e).__name__}: {e}); export the model again") from e
     if faults: raise InputError(f"`{path.name}` cannot be used: {faults[0]}; export the model again")
     return card

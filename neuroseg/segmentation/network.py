@@ -56,7 +56,7 @@ def prob_volume(
     flips:bool=True, # Average with the prediction for the mirrored scan
     bs:int=2, # Slices at a time; more take more memory and gain little on a CPU
     workers:int=1, # Threads that call `run`
-    tick=None, # Called with the share that is done; what it raises stops the work
+    on_progress=None, # Called with the share that is done; what it raises stops the work
 )->np.ndarray: # float32 `(Z,Y,X)` in [0, 1], on the scan's own grid
     "Prepare a scan, run a network over its slices, bring the result back."
     p = prepare(scan, prep)
@@ -70,6 +70,6 @@ def prob_volume(
     pool = ThreadPoolExecutor(workers)
     try:
         for done in pool.map(look, [np.arange(i, min(i+bs, len(prob))) for i in range(0, len(prob), bs)]):
-            if tick: tick(done/len(prob))
+            if on_progress: on_progress(done/len(prob))
     finally: pool.shutdown(cancel_futures=True)
     return restore(prob, p.grid)

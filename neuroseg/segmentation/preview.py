@@ -15,7 +15,7 @@ import numpy as np
 from ..scans.stacks import Scan
 from ..scans.masks import boundary
 from ..scans.preparation import axial_view, head_mask, rescale, to_axial
-from .quality import sides_known
+from .quality import laterality_known
 
 # %% ../../nbs/segmentation/05_preview.ipynb #c011
 ORANGE = (230,159,0) # Of Okabe and Ito's colours: told from grey by everybody
@@ -84,6 +84,6 @@ def preview(
         x,y = i%cols*w, i//cols*h
         canvas.paste(im, (x,y))
         draw.text((x+4,y+2), f'{k+1}/{scan.n_slices}', fill='white')
-        for letter,at in zip(letters if sides_known(scan) else '', ((x+4,y+h//2), (x+w-4,y+h//2))): draw.text(at, letter, 'white', anchor='lm' if at[0]==x+4 else 'rm')
+        for letter,at in zip(letters if laterality_known(scan) else '', ((x+4,y+h//2), (x+w-4,y+h//2))): draw.text(at, letter, 'white', anchor='lm' if at[0]==x+4 else 'rm')
     draw.text((4,rows*h+2), caption.encode('ascii', 'replace').decode(), fill=(180,180,180))
     return canvas

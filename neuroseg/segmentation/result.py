@@ -22,7 +22,7 @@ from ..scans.reading import input_files, read_scan
 from ..scans.masks import lesion_stats
 from .card import load_card, ModelCard
 from .network import cores, open_session, prob_volume
-from .quality import expected_dice, LOW_CONFIDENCE, mask_warnings, outline, scan_warnings
+from .quality import expected_dice, LOW_CONFIDENCE, mask_warnings, binarize, scan_warnings
 from .preview import preview
 
 # %% ../../nbs/segmentation/06_result.ipynb #c008
@@ -39,7 +39,7 @@ class Segmenter:
     @property
     def threshold(self)->float: return self.card.threshold
     @property
-    def pieces(self)->float: return self.card.pieces
+    def component_share(self)->float: return self.card.component_share
     def __repr__(self): return f'Segmenter({self.card.name!r}, version {self.card.version!r})'
     def run(self, x:np.ndarray)->np.ndarray: # `(B,C,S,S)` float32 to `(B,S,S)` float32
         prob, = self.session.run(['prob'], {'x':x})
@@ -54,10 +54,10 @@ def prob(self:Segmenter,
     scan:Scan, # The scan
     *,
     flips:bool|None=None, # Average with the prediction for the mirrored scan; by default as the card says
-    tick=None, # Called with the share that is done
+    on_progress=None, # Called with the share that is done
 )->np.ndarray: # float32 `(Z,Y,X)` in [0, 1], on the scan's own grid
     "Probability of tumour, voxel by voxel."
-    return prob_volume(self.run, scan, self.card.prep, flips=self.card.flips if flips is None else flips, workers=self.threads, tick=tick)
+    return prob_volume(self.run, scan, self.card.prep, flips=self.card.flips if flips is None else flips, workers=self.threads, on_progress=on_progress)
 
 # %% ../../nbs/segmentation/06_result.ipynb #c018
 NOTICE = 'Research use only. Not a medical device: not for diagnosis or treatment.'
@@ -102,12 +102,12 @@ def _check_threshold(threshold):
     if not 0<threshold<1: raise ConfigError(f"threshold={threshold} must lie between 0 and 1")
 
 @patch
-def at(self:Segmentation,
+def with_threshold(self:Segmentation,
     threshold:float, # Above which a voxel is tumour
 )->Segmentation: # Everything that depends on the threshold made anew
     "The same probabilities, cut elsewhere."
     _check_threshold(threshold)
-    mask = outline(self.prob, threshold=threshold, pieces=self.card.pieces)
+    mask = binarize(self.prob, threshold=threshold, component_share=self.card.component_share)
     confidence = expected_dice(self.prob, mask)
     low = self.card.facts.get('low_confidence', LOW_CONFIDENCE)
     return replace(self, mask=mask, threshold=threshold, confidence=confidence, stats=lesion_stats(mask, self.scan.spacing_mm),
@@ -120,16 +120,16 @@ def segment(self:Segmenter,
     *,
     threshold:float|None=None, # Above which a voxel is tumour; by default the card's
     flips:bool|None=None, # Average with the prediction for the mirrored scan; by default as the card says
-    tick=None, # Called with the share that is done
+    on_progress=None, # Called with the share that is done
 )->Segmentation: # On the scan's own grid
     "Outline the tumour in a scan."
     start = time.perf_counter()
     threshold = self.card.threshold if threshold is None else threshold
     _check_threshold(threshold) # before the network runs
     scan,files = (source,[]) if isinstance(source, Scan) else (read_scan(source), input_files(source))
-    prob,notes = self.prob(scan, flips=flips, tick=tick), scan_warnings(scan)
+    prob,notes = self.prob(scan, flips=flips, on_progress=on_progress), scan_warnings(scan)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_dir(): scan.source = Path(source).absolute().name
-    result = Segmentation(None, prob, scan, math.nan, {}, [], self.card, threshold, 0., files, notes).at(threshold)
+    result = Segmentation(None, prob, scan, math.nan, {}, [], self.card, threshold, 0., files, notes).with_threshold(threshold)
     return replace(result, seconds=time.perf_counter()-start)
 
 # %% ../../nbs/segmentation/06_result.ipynb #c032
@@ -161,7 +161,7 @@ def report(self:Segmentation,
     s,scan = self.stats, self.scan
     return dict(case=case or scan.source, volume_ml=s['volume_ml'], largest_ml=s['largest_ml'], lesion_px=s['n_px'], n_components=s['n_components'],
         lesion_slices=[name for name,a in zip(scan.names or range(scan.n_slices), s['area_px']) if a], confidence=None if math.isnan(self.confidence) else self.confidence,
-        threshold=self.threshold, pieces=self.card.pieces, model=dict(name=self.card.name, version=self.card.version, sha256=self.card.sha256),
+        threshold=self.threshold, component_share=self.card.component_share, model=dict(name=self.card.name, version=self.card.version, sha256=self.card.sha256),
         scan=dict(kind=scan.kind, sequences=scan.sequences, shape=scan.shape, spacing_mm=scan.spacing_mm),
         input=[dict(name=f.name, sha256=sha256_file(f)) for f in self.files], seconds=round(self.seconds, 3), warnings=self.warnings,
         neuroseg=neuroseg.__version__, notice=NOTICE)
