@@ -49,7 +49,7 @@ def stored(
     root=None, # Of the repository; None: the nearest folder above with `reports`
 ):
     "A value of a stored run; a run or key that is not there is an error, never a gap in a page."
-    roots = [Path(root)] if root else [p for p in (Path.cwd(), *Path.cwd().parents) if (p/'reports').is_dir()][:1]
+    roots = [Path(root)] if root else [p for p in (Path.cwd(), *Path.cwd().parents) if (p/'reports'/'README.md').is_file()][:1] # nbs has such a folder too
     if not roots: raise ConfigError('stored: there is no folder `reports` here or above; run this in the repository')
     value = read_json(roots[0]/'reports'/run/'summary.json')
     for i,key in enumerate(keys):
