@@ -294,7 +294,10 @@ def test_a_guard_ends_with_its_block(hospital, monkeypatch):
     import logging, os
     streams, factory = (sys.stdout, sys.stderr), logging.getLogRecordFactory()
     with pytest.raises(Exception):
-        with privacy.guarded(privacy.cohort_of(hospital)): raise ValueError
+        with privacy.guarded(privacy.cohort_of(hospital)):
+            assert (sys.stdout, sys.stderr) == streams, 'only a study, in a kernel of its own, has its streams replaced'
+            raise ValueError
+    with privacy.guarded(privacy.cohort_of(hospital), printed=True): pass
     assert (sys.stdout, sys.stderr) == streams and logging.getLogRecordFactory() is factory and os.environ['NEUROSEG_CACHE'] == 'before'
 
 

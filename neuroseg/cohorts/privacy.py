@@ -11,7 +11,7 @@ __all__ = ['COHORT_FILE', 'STATE', 'PUBLIC_ID', 'GENERIC', 'MIN_PATIENTS', 'WHO'
            'safe_rows', 'safe_split', 'placeholder_image', 'check_place', 'at_home', 'marked_above']
 
 # %% ../../nbs/cohorts/05_privacy.ipynb #c003
-import contextlib, hmac, io, json, logging, math, os, re, secrets, subprocess, sys, tempfile
+import contextlib, hmac, io, json, logging, math, os, re, secrets, subprocess, sys, tempfile, warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -224,20 +224,42 @@ def cleaned(
 
 # %% ../../nbs/cohorts/05_privacy.ipynb #c039
 @contextlib.contextmanager
+def _quiet_warnings(scrub):
+    "Warnings shown inside have their message scrubbed."
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+        def scrubbed(message, *args, **kwargs): show(scrub(str(message)), *args, **kwargs)
+        warnings.showwarning = scrubbed
+        yield
+
+@contextlib.contextmanager
+def _scrubbed_streams(scrub):
+    "Printed text is scrubbed; replaces the streams of the process."
+    with contextlib.redirect_stdout(_Scrubbed(sys.stdout, scrub)), contextlib.redirect_stderr(_Scrubbed(sys.stderr, scrub)): yield
+
+@contextlib.contextmanager
+def _with_cache(folder):
+    "Prepared scans go to `folder`."
+    before = os.environ.get('NEUROSEG_CACHE')
+    os.environ['NEUROSEG_CACHE'] = str(folder)
+    try: yield
+    finally:
+        if before is None: os.environ.pop('NEUROSEG_CACHE', None)
+        else: os.environ['NEUROSEG_CACHE'] = before
+
+@contextlib.contextmanager
 def guarded(
     cohort:Cohort, # Whose files are worked on
+    *,
+    printed:bool=False, # Also scrub what is printed, by replacing the streams of this process: for the kernel of a study
 ):
-    "Nothing that is said inside names anyone of a private cohort."
+    "Logs, warnings and exceptions of a block of work name no patient of a private cohort."
     if not cohort.private: yield; return
-    scrub, leaving, cache = scrubber(cohort), None, os.environ.get('NEUROSEG_CACHE')
+    scrub, leaving = scrubber(cohort), None
     try:
-        with contextlib.redirect_stdout(_Scrubbed(sys.stdout, scrub)), contextlib.redirect_stderr(_Scrubbed(sys.stderr, scrub)), _quiet_logs(scrub):
-            os.environ['NEUROSEG_CACHE'] = str(own_cache(cohort))
-            yield
+        with (_scrubbed_streams(scrub) if printed else contextlib.nullcontext()), _quiet_logs(scrub), _quiet_warnings(scrub):
+            with _with_cache(own_cache(cohort)): yield
     except Exception as e: leaving = cleaned(e, scrub)
-    finally:
-        if cache is None: os.environ.pop('NEUROSEG_CACHE', None)
-        else: os.environ['NEUROSEG_CACHE'] = cache
     if leaving:
         try: raise leaving from None
         finally: leaving.__context__ = None # where Python keeps the one that is being handled

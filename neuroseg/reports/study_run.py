@@ -151,7 +151,7 @@ def _hold(self:StudyRun):
     check_place(self.folder.with_name(re.sub(r'^\.[0-9a-f]{8}-', '', self.folder.name)), self.about)
     self._whole = tempfile.TemporaryDirectory(prefix='run-', dir=own_cache(self.about))
     self.inner = Path(self._whole.name)
-    self._recording.enter_context(guarded(self.about))
+    self._recording.enter_context(guarded(self.about, printed=True))
     self._keep_picture(None)
 
 @patch
