@@ -1,4 +1,4 @@
-"""Errors, paths, fingerprints, safe writing of results, and the record of a run
+"""Errors and messages, folders, fingerprints, atomic writing of results, and the record of a run
 
 Docs: https://neuroseg.github.io/neuroseg/core.html.md"""
 
@@ -6,13 +6,14 @@ Docs: https://neuroseg.github.io/neuroseg/core.html.md"""
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'COHORT_MARKS', 'STACK', 'NeurosegError', 'InputError', 'ShapeError', 'DataError', 'LeakageError',
-           'ConfigError', 'OutputError', 'MissingExtraError', 'RunError', 'Message', 'need', 'package_dir', 'cache_dir',
-           'data_dir', 'seed_everything', 'sha256_file', 'sha256_array', 'hash_files', 'atomic_path', 'atomic_dir',
-           'jsonable', 'merged', 'flat', 'write_json', 'read_json', 'git_commit', 'versions', 'hardware', 'peak_mb',
-           'RunRecord', 'record_run']
+           'ConfigError', 'OutputError', 'MissingExtraError', 'RunError', 'Message', 'as_message', 'need',
+           'package_dir', 'cache_dir', 'data_dir', 'seed_everything', 'sha256_file', 'sha256_array', 'hash_files',
+           'atomic_path', 'atomic_dir', 'jsonable', 'merged', 'flat', 'write_json', 'read_json', 'git_commit',
+           'versions', 'hardware', 'peak_mb', 'RunRecord', 'record_run']
 
 # %% ../nbs/00_core.ipynb #c003
-import contextlib, dataclasses, hashlib, importlib, json, math, os, platform, random, shutil, subprocess, sys, time, uuid
+import contextlib, dataclasses, hashlib, importlib, json, math, os, platform, random, shutil, subprocess, sys, time
+import uuid
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from fastcore.basics import patch
 
 # %% ../nbs/00_core.ipynb #c007
-class NeurosegError(Exception): "Base of every error this package raises on purpose: the message is one sentence for the user."
+class NeurosegError(Exception): "Base of the errors of this package; the message is one sentence for the user."
 class InputError(NeurosegError, ValueError): "A file or array that cannot be used."
 class ShapeError(InputError): "Arrays whose shapes do not fit together."
 class DataError(NeurosegError): "A cohort that is absent or faulty."
@@ -33,7 +34,7 @@ class RunError(NeurosegError): "A training or study that cannot go on."
 
 # %% ../nbs/00_core.ipynb #c010
 def _reason(e:OSError)->str: # 'no such file or directory', 'no space left on device'...
-    "Why the operating system refused, in its own words and without the path."
+    "Why the operating system refused, without the path."
     return (os.strerror(e.errno) if e.errno else str(e)).lower()
 
 # %% ../nbs/00_core.ipynb #c015
@@ -43,26 +44,37 @@ class Message(str):
     "One sentence for the user, with the code, the values and the severity behind it."
     def __new__(cls,
         code:str, # Short name that stays the same when the sentence is reworded: 'low_confidence'
-        text:str, # English template; `{n}` is replaced by the value `n`, as in `str.format`
+        template:str, # English; `{n}` is replaced by the value `n`, as in `str.format`
         severity:str='warning', # One of `SEVERITIES`
         /,
-        **values, # What the template names
+        **values, # Those that the template names; numbers, texts, or other messages
     ):
         if severity not in SEVERITIES: raise ConfigError(f"severity {severity!r} is not one of {', '.join(SEVERITIES)}")
-        self = super().__new__(cls, text.format(**values))
-        self.code, self.template, self.severity, self.values = code, text, severity, values
+        self = super().__new__(cls, template.format(**values))
+        self.code, self.template, self.severity, self.values = code, template, severity, values
         return self
     def __getnewargs_ex__(self): return (self.code, self.template, self.severity), self.values
     @property
     def facts(self)->dict: # JSON-ready: code, severity, text, values
         return dict(code=self.code, severity=self.severity, text=str(self), values=self.values)
 
+# %% ../nbs/00_core.ipynb #fe6c47d0
+def as_message(
+    said, # A `Message`, its `facts`, or a plain sentence
+    severity:str='warning', # Of a plain sentence
+)->Message: # With the same sentence
+    "Any form of a warning or error, as a `Message`."
+    if isinstance(said, Message): return said
+    if not isinstance(said, dict): return Message(severity, '{text}', severity, text=str(said))
+    # The template is not stored, so the sentence is its own
+    sentence = said['text'].replace('{', '{{').replace('}', '}}')
+    return Message(said['code'], sentence, said['severity'], **said['values'])
+
 # %% ../nbs/00_core.ipynb #c019
 @patch(as_prop=True)
-def message(self:NeurosegError)->Message: # What the error says, as data
-    "The message of an error: the one it was raised with, or its sentence under the code `error`."
-    said = self.args[0] if self.args else ''
-    return said if isinstance(said, Message) else Message('error', '{text}', 'error', text=str(said))
+def message(self:NeurosegError)->Message: # Code, values and severity of the error
+    "The message that an error was raised with, or its sentence under the code `error`."
+    return as_message(self.args[0] if self.args else '', 'error')
 
 # %% ../nbs/00_core.ipynb #c022
 def need(
@@ -70,11 +82,12 @@ def need(
     *,
     extra:str, # Extra of `neuroseg` that installs it: 'train', 'app', 'reproduce'...
 ): # The imported module
-    "Import an optional `module`, or say which extra brings it."
+    "Import an optional `module`; the error names the extra that installs it."
     try: return importlib.import_module(module)
     except ModuleNotFoundError as e:
         if e.name is None or not (module==e.name or module.startswith(e.name+'.')): raise
-        raise MissingExtraError(f"`{e.name}` is needed for this but not installed: in a clone of neuroseg, pip install '.[{extra}]'", name=e.name) from None
+        raise MissingExtraError(f"`{e.name}` is needed for this but not installed: in a clone of neuroseg, "
+                                f"pip install '.[{extra}]'", name=e.name) from None
 
 # %% ../nbs/00_core.ipynb #c029
 def package_dir()->Path: # Folder of the installed package
@@ -93,21 +106,27 @@ def cache_dir()->Path: # Folder of downloaded and derived files (not created)
     return base/'neuroseg'
 
 # %% ../nbs/00_core.ipynb #c034
-COHORT_MARKS = dict(lgg=('kaggle_3m', 'TCGA_*', '*/kaggle_3m'), hospital=('patient[0-9]*',)) # what lies inside a cohort's folder
+# What the folder of a cohort contains, as glob patterns
+COHORT_MARKS = dict(lgg=('kaggle_3m', 'TCGA_*', '*/kaggle_3m'), hospital=('patient[0-9]*',))
 
 def _is_cohort(folder:Path, cohort:str)->bool:
-    "Whether `folder` is that cohort, by its name or by what lies in it."
+    "Whether `folder` is that cohort, by its name or by its content."
     return folder.name==cohort or any(any(folder.glob(mark)) for mark in COHORT_MARKS.get(cohort, ()))
 
+def _cohort_folders(cohort:str)->list: # In the order in which they are tried
+    "Folders where a cohort may lie."
+    root = os.environ.get('NEUROSEG_DATA')
+    if not root: return [cache_dir()/cohort]
+    root = Path(root).expanduser()
+    return [root/cohort, *([root] if _is_cohort(root, cohort) else []), cache_dir()/cohort]
+
+# %% ../nbs/00_core.ipynb #6443434b
 def data_dir(
     cohort:str, # 'lgg', 'hospital', or the name of a folder of your own
-    path=None, # Folder given by the caller: wins over everything else
+    path=None, # Folder given by the caller: used alone where it is given
 )->Path: # An existing folder
-    "Folder of a cohort: `path`, else `$NEUROSEG_DATA`, else the cache."
-    root = os.environ.get('NEUROSEG_DATA')
-    root = Path(root).expanduser() if root else None
-    if path is not None: tried = [Path(path).expanduser()]
-    else: tried = ([root/cohort] + ([root] if _is_cohort(root, cohort) else []) if root else []) + [cache_dir()/cohort]
+    "Folder of a cohort: `path`, else in `$NEUROSEG_DATA`, else in the cache."
+    tried = [Path(path).expanduser()] if path is not None else _cohort_folders(cohort)
     for p in tried:
         if p.is_dir(): return p
     raise DataError(f"cohort {cohort!r} is not at {' or '.join(str(p) for p in tried)}: pass its folder, "
@@ -124,9 +143,9 @@ def seed_everything(
 
 # %% ../nbs/00_core.ipynb #c043
 def sha256_file(
-    path, # File of any size, read in pieces
+    path, # File of any size, read in blocks
 )->str: # 64 hexadecimal digits
-    "Fingerprint of a file's bytes."
+    "Fingerprint (SHA-256) of a file's bytes."
     try:
         with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
     except OSError as e: raise InputError(f"`{Path(path).name}` cannot be read ({_reason(e)})") from e
@@ -144,12 +163,13 @@ def sha256_array(
 # %% ../nbs/00_core.ipynb #c049
 def hash_files(
     paths, # Files of a cohort, in any order
+    known:dict|None=None, # Paths to their `sha256_file`, where it has been computed already
 )->str: # 64 hexadecimal digits
     "One fingerprint of many files: their contents and their names below the folder they share."
     paths = [Path(p) for p in paths]
     if not paths: raise InputError('no files to fingerprint: the list of paths is empty')
     root = os.path.commonpath([p.absolute().parent for p in paths])
-    rows = sorted((p.absolute().relative_to(root).as_posix(), sha256_file(p)) for p in paths)
+    rows = sorted((p.absolute().relative_to(root).as_posix(), (known or {}).get(p) or sha256_file(p)) for p in paths)
     return hashlib.sha256('\n'.join(f'{sha}  {name}' for name,sha in rows).encode()).hexdigest()
 
 # %% ../nbs/00_core.ipynb #c053
@@ -171,8 +191,8 @@ def _as_output_error(path, tmp):
 @contextlib.contextmanager
 def atomic_path(
     path, # File to write; its folder is made if need be
-): # Yields a path beside it, with the same ending, to write to
-    "Write a file beside its place and move it there only when it is whole."
+): # Yields a path in the same folder, with the same ending, to write to
+    "Write a file under a temporary name and rename it when it is complete."
     path = Path(path).absolute()
     tmp = path.with_name(f'.{uuid.uuid4().hex[:8]}-{path.name}')
     with _as_output_error(path, tmp):
@@ -188,12 +208,13 @@ def atomic_path(
 def atomic_dir(
     path, # Folder of results to make
     *,
-    replace:bool=False, # Whether a folder that is there already, with files in it, may be thrown away
-): # Yields a folder beside it to fill
-    "Fill a folder beside its place and move it there only when it is whole."
+    replace:bool=False, # Whether an existing folder with files in it may be deleted
+): # Yields a temporary folder to fill
+    "Fill a folder under a temporary name and rename it when it is complete."
     path = Path(path).absolute()
     if path.is_dir() and any(path.iterdir()) and not replace:
-        raise OutputError(f'`{path.name}` is there already and not empty; name another folder, or allow it to be replaced')
+        raise OutputError(f'`{path.name}` is there already and not empty; '
+                          'name another folder, or allow it to be replaced')
     tmp, old = (path.with_name(f'.{uuid.uuid4().hex[:8]}-{path.name}') for _ in range(2))
     with _as_output_error(path, tmp):
         try:
@@ -210,7 +231,8 @@ def jsonable(
     obj, # Anything made of dicts, lists, numpy values, paths and dataclasses
 ): # The same of plain dicts, lists, strings and numbers; NaN and infinities become None
     "Plain values that JSON can hold."
-    if dataclasses.is_dataclass(obj) and not isinstance(obj, type): obj = {f.name: getattr(obj, f.name) for f in dataclasses.fields(obj)}
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        obj = {f.name: getattr(obj, f.name) for f in dataclasses.fields(obj)}
     if isinstance(obj, dict): return {str(k): jsonable(v) for k,v in obj.items()}
     if isinstance(obj, (set, frozenset)): return sorted(jsonable(o) for o in obj)
     if isinstance(obj, (list, tuple)): return [jsonable(o) for o in obj]
@@ -218,15 +240,17 @@ def jsonable(
     if isinstance(obj, float): return obj if math.isfinite(obj) else None
     if obj is None or isinstance(obj, (bool, int, str)): return obj
     if isinstance(obj, Path): return obj.as_posix()
-    raise InputError(f'a value of type `{type(obj).__name__}` cannot be written as JSON; give numbers, text, lists or dicts')
+    raise InputError(f'a value of type `{type(obj).__name__}` cannot be written as JSON; '
+                     'give numbers, text, lists or dicts')
 
 # %% ../nbs/00_core.ipynb #c071
 def merged(
     settings:dict, # Parts as dicts
-    changes:dict, # The same kind, having the last word
+    changes:dict, # The same kind; these values win
 )->dict: # A new dict
     "Settings with changes, part by part."
-    return settings | {k: merged(settings[k], v) if isinstance(v, dict) and isinstance(settings.get(k), dict) else v for k,v in changes.items()}
+    def _merged(old, new): return merged(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+    return settings | {k: _merged(settings.get(k), v) for k,v in changes.items()}
 
 # %% ../nbs/00_core.ipynb #c074
 def flat(
@@ -236,8 +260,11 @@ def flat(
     lists:bool=False, # Take lists apart as well, by their numbers
 )->dict: # 'recipe.epochs' to its value
     "A nested dict as one level."
-    def parts(v): return v.items() if isinstance(v, dict) else enumerate(v) if lists and isinstance(v, list) else None
-    return {name: leaf for k,v in parts(d) for name,leaf in ({str(k): v} if parts(v) is None else {f'{k}{sep}{n}': x for n,x in flat(v, sep=sep, lists=lists).items()}).items()}
+    def _parts(v): return v.items() if isinstance(v, dict) else enumerate(v) if lists and isinstance(v, list) else None
+    def _leaves(k, v):
+        if _parts(v) is None: return {str(k): v}
+        return {f'{k}{sep}{name}': leaf for name,leaf in flat(v, sep=sep, lists=lists).items()}
+    return {name: leaf for k,v in _parts(d) for name,leaf in _leaves(k, v).items()}
 
 # %% ../nbs/00_core.ipynb #c077
 def write_json(
@@ -252,7 +279,7 @@ def write_json(
 def read_json(
     path, # A JSON file
 ): # Dicts, lists, strings, numbers, None
-    "Read a JSON file, or say what is wrong with it."
+    "Read a JSON file."
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError as e: raise InputError(f'`{Path(path).name}` cannot be read ({_reason(e)})') from e
     except ValueError as e: raise InputError(f'`{Path(path).name}` is not valid JSON ({e})') from e
@@ -260,9 +287,11 @@ def read_json(
 # %% ../nbs/00_core.ipynb #c083
 def git_commit(
     root, # A folder of the code that runs
-)->tuple[str,bool]: # Commit (40 digits), and whether any file outside `reports/` differs from it; ('', False) where git does not track `root`
+)->tuple[str,bool]: # Commit (40 digits, '' where git does not track `root`); whether a file outside `reports/` differs
     "Commit of the repository that tracks `root`."
-    def git(*args): return subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True, check=True).stdout.strip()
+    def git(*args):
+        command = ['git', '-C', str(root), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     try:
         if not git('ls-files'): return '', False
         return git('rev-parse', 'HEAD'), bool(git('status', '--porcelain', '--', ':/', ':(top,exclude)reports'))
@@ -281,12 +310,12 @@ def versions(
 
 # %% ../nbs/00_core.ipynb #c088
 def _cpu_model()->str: # Empty where the system does not tell
-    "What the processor calls itself."
+    "Name of the processor."
     info = Path('/proc/cpuinfo')
-    models = [l.split(':',1)[1].strip() for l in info.read_text().splitlines() if l.startswith('model name')] if info.exists() else []
-    return models[0] if models else platform.processor()
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((l.split(':',1)[1].strip() for l in lines if l.startswith('model name')), platform.processor())
 
-def hardware()->dict: # cpu, cores, ram_gb (None where unknown), gpu (None without one or while torch is not imported), system
+def hardware()->dict: # cpu, cores, ram_gb (None where unknown), gpu (None without one, or without torch), system
     "The machine that runs this."
     ram = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30 if hasattr(os, 'sysconf') else None
     torch = sys.modules.get('torch')
@@ -319,14 +348,15 @@ class RunRecord:
     peak_mb:float=math.nan # Most memory held by the process, known at the end
 
 # %% ../nbs/00_core.ipynb #c097
-STACK = ('neuroseg', 'numpy', 'nibabel', 'pydicom', 'onnxruntime', 'torch', 'fastai', 'monai', 'timm') # distributions that can move a number
+# Distributions whose version can change a number
+STACK = ('neuroseg', 'numpy', 'nibabel', 'pydicom', 'onnxruntime', 'torch', 'fastai', 'monai', 'timm')
 
 @contextlib.contextmanager
 def record_run(
     params:dict, # Settings of the run
     data_hash:str|None=None, # From `hash_files`
 ): # Yields the `RunRecord`, completed when the block ends
-    "Record what a block of work ran on, how long it took and how much memory it held."
+    "Record code, libraries, machine, duration and memory of a block of work."
     commit, dirty = git_commit(package_dir())
     rec = RunRecord(jsonable(params), versions(*STACK), commit, dirty, data_hash, hardware(),
                     datetime.now(timezone.utc).isoformat(timespec='seconds'))

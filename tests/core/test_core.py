@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from neuroseg import core
-from neuroseg.core import (ConfigError, DataError, InputError, MissingExtraError, NeurosegError, OutputError,
-                           RunRecord, ShapeError, atomic_dir, atomic_path, cache_dir, data_dir, git_commit, hardware,
+from neuroseg.core import (ConfigError, DataError, InputError, Message, MissingExtraError, NeurosegError, OutputError,
+                           RunRecord, ShapeError, as_message, atomic_dir, atomic_path, cache_dir, data_dir, git_commit,
+                           hardware,
                            hash_files, jsonable, need, peak_mb, read_json, record_run, seed_everything, sha256_array,
                            sha256_file, versions, write_json)
 
@@ -25,11 +26,13 @@ def run(code, **kwargs):
 # --- errors
 
 def test_builtin_types_still_catch():
-    assert issubclass(InputError, ValueError) and issubclass(ShapeError, InputError) and issubclass(ConfigError, ValueError)
+    assert issubclass(InputError, ValueError) and issubclass(ConfigError, ValueError)
+    assert issubclass(ShapeError, InputError)
     assert issubclass(MissingExtraError, ImportError) and not issubclass(DataError, ValueError)
 
 def test_need_names_the_extra_and_the_library():
-    with pytest.raises(MissingExtraError, match=r"^`no_such_library` is needed .*pip install '\.\[app\]'$") as e: need('no_such_library.part', extra='app')
+    with pytest.raises(MissingExtraError, match=r"^`no_such_library` is needed .*pip install '\.\[app\]'$") as e:
+        need('no_such_library.part', extra='app')
     assert e.value.name=='no_such_library' and '\n' not in str(e.value)
 
 def test_need_keeps_other_import_errors(tmp_path, monkeypatch):
@@ -42,6 +45,20 @@ def test_need_keeps_other_import_errors(tmp_path, monkeypatch):
     assert not isinstance(e.value, NeurosegError)
 
 def test_need_returns_submodule(): assert need('os.path', extra='train') is os.path
+
+
+# --- messages
+
+def test_a_message_may_hold_braces_and_other_messages():
+    "A file may be called `{0}`; a fault may be a part of another message."
+    fault = Message('fault', 'its size is {n}', 'error', n=3)
+    whole = Message('unusable', '`{name}` cannot be used: {fault}', 'error', name='{0}.json', fault=fault)
+    assert whole == '`{0}.json` cannot be used: its size is 3' and whole.values['fault'].code == 'fault'
+    assert as_message(json.loads(json.dumps(whole.facts))) == whole
+
+def test_an_error_of_a_library_has_a_message(tmp_path):
+    with pytest.raises(InputError) as e: read_json(tmp_path/'absent.json')
+    assert (e.value.message.code, e.value.message) == ('error', str(e.value))
 
 
 # --- folders
@@ -83,7 +100,8 @@ def test_data_dir_order(folders, monkeypatch):
     assert data_dir('lgg')==folders/'cache'/'lgg'
 
 def test_data_dir_absent_names_three_ways(folders):
-    with pytest.raises(DataError, match="cohort 'lgg'.*pass its folder.*NEUROSEG_DATA.*put it into") as e: data_dir('lgg')
+    with pytest.raises(DataError, match="cohort 'lgg'.*pass its folder.*NEUROSEG_DATA.*put it into") as e:
+        data_dir('lgg')
     assert str(folders/'cache'/'lgg') in str(e.value) and '\n' not in str(e.value)
 
 def test_data_dir_refuses_a_file(folders):
@@ -148,7 +166,9 @@ def write_image(p):
     from PIL import Image
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (300,300), np.uint8)).save(p)
 
-writers = pytest.mark.parametrize('write,name', [(write_text, 'a.json'), (write_array, 'a.npy'), (write_gzip, 'a.nii.gz'), (write_image, 'a.png')])
+writers = pytest.mark.parametrize('write,name',
+                                  [(write_text, 'a.json'), (write_array, 'a.npy'), (write_gzip, 'a.nii.gz'),
+                                   (write_image, 'a.png')])
 
 @posix
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')
@@ -173,7 +193,9 @@ def test_file_size_limit_keeps_the_old_file(tmp_path, write, name):
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path)==[name] and (tmp_path/name).read_text()=='old'
 
-@pytest.mark.parametrize('number,words', [(errno.ENOSPC, 'no space left'), (errno.EACCES, 'permission denied'), (errno.EROFS, 'read-only')])
+@pytest.mark.parametrize('number,words',
+                         [(errno.ENOSPC, 'no space left'), (errno.EACCES, 'permission denied'),
+                          (errno.EROFS, 'read-only')])
 def test_failing_write_says_why(tmp_path, monkeypatch, number, words):
     def broken(self, *a, **k): raise OSError(number, os.strerror(number))
     monkeypatch.setattr(Path, 'write_text', broken)
@@ -184,7 +206,8 @@ def test_disk_that_fills_at_the_last_moment(tmp_path, monkeypatch):
     "Network disks report a failed write only when the file is synced."
     def broken(fd): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(core.os, 'fsync', broken)
-    with pytest.raises(OutputError, match='cannot write `a.txt`'), atomic_path(tmp_path/'a.txt') as tmp: tmp.write_text('whole')
+    with pytest.raises(OutputError, match='cannot write `a.txt`'), atomic_path(tmp_path/'a.txt') as tmp:
+        tmp.write_text('whole')
     assert names(tmp_path)==[]
 
 def as_nobody(what):
@@ -198,7 +221,8 @@ def as_nobody(what):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 @posix
-@pytest.mark.parametrize('write', [lambda p: write_json(p/'out'/'run.json', {}), lambda p: write_json(p/'run.json', {}), lambda p: atomic_dir(p/'case').__enter__()])
+@pytest.mark.parametrize('write', [lambda p: write_json(p/'out'/'run.json', {}),
+                                   lambda p: write_json(p/'run.json', {}), lambda p: atomic_dir(p/'case').__enter__()])
 def test_folder_without_permission(tmp_path, write):
     locked = tmp_path/'locked'; locked.mkdir(); locked.chmod(0o555)
     for p in [tmp_path, *tmp_path.parents][:3]: p.chmod(p.stat().st_mode | 0o055)
@@ -214,11 +238,13 @@ def test_parent_that_is_a_file(tmp_path):
 
 def test_target_that_is_a_folder(tmp_path):
     (tmp_path/'mask.png').mkdir()
-    with pytest.raises(OutputError, match='cannot write `mask.png`'), atomic_path(tmp_path/'mask.png') as tmp: tmp.write_text('x')
+    with pytest.raises(OutputError, match='cannot write `mask.png`'), atomic_path(tmp_path/'mask.png') as tmp:
+        tmp.write_text('x')
     assert names(tmp_path)==['mask.png']
 
 def test_block_that_writes_nothing(tmp_path):
-    with pytest.raises(OutputError, match='cannot write `mask.png`: no such file'), atomic_path(tmp_path/'mask.png'): pass
+    with pytest.raises(OutputError, match='cannot write `mask.png`: no such file'), atomic_path(tmp_path/'mask.png'):
+        pass
     assert names(tmp_path)==[]
 
 def test_missing_input_is_not_called_an_output(tmp_path):
@@ -303,10 +329,12 @@ def test_atomic_dir_brings_the_old_folder_back_if_the_move_fails(tmp_path, monke
     with atomic_dir(tmp_path/'case') as tmp: (tmp/'old').touch()
     rename = Path.rename
     def broken(self, target):
-        if Path(target).name=='case' and (self/'new').exists(): raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        if Path(target).name=='case' and (self/'new').exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
         return rename(self, target)
     monkeypatch.setattr(Path, 'rename', broken)
-    with pytest.raises(OutputError, match='cannot write `case`'), atomic_dir(tmp_path/'case', replace=True) as tmp: (tmp/'new').touch()
+    with pytest.raises(OutputError, match='cannot write `case`'), atomic_dir(tmp_path/'case', replace=True) as tmp:
+        (tmp/'new').touch()
     assert names(tmp_path)==['case'] and names(tmp_path/'case')==['old']
 
 def test_atomic_dir_full_disk(tmp_path):
@@ -325,7 +353,8 @@ def test_nested_writes_name_the_inner_file(tmp_path):
 # --- JSON
 
 def test_json_has_no_nan(tmp_path):
-    write_json(tmp_path/'a.json', dict(nan=math.nan, inf=math.inf, np32=np.float32('nan'), deep=[(np.array([1., -np.inf]),)]))
+    write_json(tmp_path/'a.json',
+               dict(nan=math.nan, inf=math.inf, np32=np.float32('nan'), deep=[(np.array([1., -np.inf]),)]))
     def refuse(constant): raise AssertionError(constant)
     back = json.loads((tmp_path/'a.json').read_text(), parse_constant=refuse)
     assert back==dict(nan=None, inf=None, np32=None, deep=[[[1., None]]])
@@ -333,7 +362,8 @@ def test_json_has_no_nan(tmp_path):
 def test_json_keeps_types():
     @dataclass
     class Row: a:int; b:tuple
-    out = jsonable(dict(i=np.int64(3), t=np.True_, s={'b','a'}, row=Row(1, (2,)), key={1: np.str_('x')}, zero=np.array(2.5)))
+    out = jsonable(dict(i=np.int64(3), t=np.True_, s={'b','a'}, row=Row(1, (2,)), key={1: np.str_('x')},
+                        zero=np.array(2.5)))
     assert out==dict(i=3, t=True, s=['a','b'], row=dict(a=1, b=[2]), key={'1': 'x'}, zero=2.5)
     assert type(out['i']) is int and type(out['t']) is bool and type(out['key']['1']) is str
 
@@ -362,7 +392,9 @@ def test_read_json_of_no_file(tmp_path):
 @pytest.fixture
 def repo(tmp_path, monkeypatch):
     for name in ('GIT_DIR', 'GIT_WORK_TREE', 'GIT_INDEX_FILE'): monkeypatch.delenv(name, raising=False)
-    def git(*args): subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=n', '-c', 'user.email=n@example.org', *args], check=True, capture_output=True)
+    def git(*args):
+        subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=n', '-c', 'user.email=n@example.org', *args],
+                       check=True, capture_output=True)
     git('init')
     (tmp_path/'lib').mkdir(); (tmp_path/'lib'/'a.py').write_text('1'); (tmp_path/'.gitignore').write_text('.venv\n')
     git('add', '.'); git('commit', '-m', 'one')
@@ -387,7 +419,8 @@ def test_commit_without_git(repo, monkeypatch):
     assert git_commit(repo/'lib')==('', False)
 
 def test_versions_of_what_is_absent():
-    assert versions('no-such-distribution')==dict(python='.'.join(map(str, sys.version_info[:3])), **{'no-such-distribution': None})
+    assert versions('no-such-distribution')==dict(python='.'.join(map(str, sys.version_info[:3])),
+                                                  **{'no-such-distribution': None})
 
 def test_hardware_is_publishable():
     h = hardware()
@@ -431,7 +464,7 @@ def test_unfinished_record_has_no_time(tmp_path):
 
 # --- what a bare import costs
 
-@pytest.mark.parametrize('module', ['core', 'masks', 'metrics'])
+@pytest.mark.parametrize('module', ['core', 'scans.masks', 'evaluation.metrics'])
 def test_import_is_light(module):
     heavy = 'torch monai fastai scipy sklearn pandas matplotlib cc3d nibabel pydicom onnxruntime PIL IPython'.split()
     r = run(f"import sys, neuroseg.{module}; print([m for m in {heavy} if m in sys.modules])")
