@@ -77,11 +77,12 @@ def test_metadata_comes_from_both_files(wheel):
 
 
 @pytest.mark.slow
-def test_wheel_holds_the_model_and_is_small(wheel, constants):
+def test_wheel_holds_the_package_and_is_small(wheel, constants):
+    "Every file of the package: modules of all folders, weights, sample, translations, py.typed."
     names = zipfile.ZipFile(wheel).namelist()
     assert wheel.stat().st_size <= constants['wheel_mb']*1e6
-    sample = 'neuroseg/samples/phantom/phantom_flair.nii.gz'
-    assert {'neuroseg/py.typed', 'neuroseg/weights/LICENSE', sample} <= set(names)
+    assert {n for n in tracked_files() if n.startswith('neuroseg/')} - set(names) == set()
+    assert {'neuroseg/py.typed', 'neuroseg/weights/LICENSE', 'neuroseg/scans/nifti.py'} <= set(names)
     assert any(n.endswith('.onnx') for n in names)
     assert all(n.startswith(('neuroseg/', 'neuroseg-')) for n in names), 'only the package goes into the wheel'
 
@@ -108,6 +109,11 @@ def test_help_is_quick(tool, elsewhere, constants):
     seconds() # the first start compiles
     # Twice the bound of a quiet machine: a build server runs other things beside
     assert min(seconds() for _ in range(3)) <= 2*constants['help_s']
+
+
+@pytest.mark.slow
+def test_the_module_is_the_command_line(base, elsewhere):
+    assert re.match(r'neuroseg \d+\.\d+', run(base/BIN/f'python{EXE}', '-m', 'neuroseg', '--version', **elsewhere))
 
 
 @pytest.mark.slow
