@@ -7,50 +7,63 @@ Docs: https://neuroseg.github.io/neuroseg/segmentation/batch.html.md"""
 # %% auto #0
 __all__ = ['predict_case', 'predict_cases']
 
-# %% ../../nbs/segmentation/07_batch.ipynb #c002
-import os, re
+# %% ../../nbs/segmentation/07_batch.ipynb #c003
+import os
 from pathlib import Path
 
-from ..core import ConfigError, InputError, NeurosegError, OutputError
+from ..core import as_message, ConfigError, InputError, Message, NeurosegError, OutputError
 from ..scans.pictures import is_mask
+from ..scans.pictures import is_nifti
 from ..scans.reading import case_names, expand, Found, group_sequences
 from .result import Segmenter
 
-# %% ../../nbs/segmentation/07_batch.ipynb #c008
+# %% ../../nbs/segmentation/07_batch.ipynb #c006
+def _refuse_mask(found:Found):
+    "`InputError` where a single file is a mask by its name."
+    if isinstance(found.source, Path) and found.source.is_file() and is_mask(found.source):
+        raise InputError(Message('is_mask', '`{name}` is a mask by its name, not a scan; give the scan', 'error',
+                                 name=found.source.name))
+
 def predict_case(
     segmenter:Segmenter,
     found:Found, # The scan
-    folder:Path, # Where its result goes
+    folder:Path, # For its result
     **kwargs, # Passed to `Segmenter.segment`
-)->dict: # The report, or `case`, `input` and `error`
-    "Segment one scan and save the result; what is wrong with it becomes part of the answer."
+)->dict: # The report, or `case` and `error`
+    "Segment one scan and save the result; a fault of the input, the disk or the memory is returned as `error`."
     try:
-        if isinstance(found.source, Path) and found.source.is_file() and is_mask(found.source):
-            raise InputError(f"`{found.source.name}` is an outline by its name, not a scan; give the scan")
+        _refuse_mask(found)
         result = segmenter.segment(found.source, **kwargs)
-        result.warnings = found.notes + result.warnings
+        result.warnings = [*map(as_message, found.notes), *result.warnings]
         return result.save(folder)
     except NeurosegError as e: return dict(case=folder.name, error=str(e))
-    except MemoryError: return dict(case=folder.name, error=f"`{folder.name}` needs more memory than there is; crop it, or close other programs")
+    except MemoryError:
+        return dict(case=folder.name, error=f'`{folder.name}` needs more memory than there is; crop it, or close other '
+                    'programs')
 
-# %% ../../nbs/segmentation/07_batch.ipynb #c012
+# %% ../../nbs/segmentation/07_batch.ipynb #c011
+def _found_scans(inputs, out:Path)->list: # `Found`
+    "The scans among the inputs, without the results of an earlier call."
+    paths = [Path(p) for p in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
+    if not paths: raise ConfigError('no input was given; name a slice, a folder of slices or a NIfTI volume')
+    volumes = [p for p in paths if is_nifti(p) and not is_mask(p) and p.is_file()]
+    return [f for p in paths if p not in volumes for f in expand(p, skip=out)] + group_sequences(volumes)
+
+# %% ../../nbs/segmentation/07_batch.ipynb #c014
 def predict_cases(
     inputs, # A path or many: slices, folders of slices, NIfTI volumes, DICOM folders, folders of these
-    out, # Folder for the results; one folder a case is made in it
+    out, # Folder for the results; a folder is made in it for each case
     *,
     model=None, # Name of a shipped model or path of a card; by default as in `load_card`
-    threads:int|None=None, # Threads that compute; by default one a core
+    threads:int|None=None, # Threads that compute; by default one per core
     threshold:float|None=None, # Above which a voxel is tumour; by default the card's
     flips:bool|None=None, # Average with the prediction for the mirrored scan; by default as the card says
     progress:bool=False, # Show a bar
-)->list: # A report a case; one that failed has the key `error`
-    "Segment many scans; one that cannot be read does not stop the others."
-    paths = [Path(p) for p in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
-    if not paths: raise ConfigError('no input was given; name a slice, a folder of slices or a NIfTI volume')
+)->list: # A report a case; that of a case that failed has the key `error`
+    "Segment many scans; a scan that cannot be read does not stop the others."
     out = Path(out).absolute()
     if out.exists() and not out.is_dir(): raise OutputError(f"`{out.name}` is a file; name a folder for the results")
-    volumes = [p for p in paths if re.search(r'\.nii(\.gz)?$', p.name, re.I) and not is_mask(p) and p.is_file()]
-    found = [f for p in paths if p not in volumes for f in expand(p, skip=out)] + group_sequences(volumes)
+    found = _found_scans(inputs, out)
     segmenter,names = Segmenter(model, threads=threads), case_names(found)
     if progress and len(found)>1:
         from tqdm.auto import tqdm
