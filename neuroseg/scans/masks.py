@@ -18,49 +18,58 @@ from ..core import ConfigError, InputError, ShapeError
 # %% ../../nbs/scans/07_masks.ipynb #c006
 def check_mask(
     mask, # Array-like
-    name:str='mask', # What to call it in the message
+    name:str='mask', # Its name in the message
     *,
     ndims:tuple|None=(2,3), # Numbers of axes allowed; None allows any
 )->np.ndarray: # The same, boolean
-    "`mask` as a boolean array, or say why it is none."
+    "`mask` as a boolean array; another type or number of axes is an error."
     mask = np.asarray(mask)
-    if mask.dtype!=bool: raise InputError(f'`{name}` holds {mask.dtype}, but a mask is boolean: pass `{name} > 0`, or `{name} >= 0.5` for probabilities')
-    if ndims and mask.ndim not in ndims: raise ShapeError(f'`{name}` has shape {mask.shape}; expected a slice (Y,X) or a volume (Z,Y,X)')
+    if mask.dtype!=bool:
+        raise InputError(f'`{name}` holds {mask.dtype}, but a mask is boolean: pass `{name} > 0`, or `{name} >= 0.5` '
+                         'for probabilities')
+    if ndims and mask.ndim not in ndims:
+        raise ShapeError(f'`{name}` has shape {mask.shape}; expected a slice (Y,X) or a volume (Z,Y,X)')
     return mask
 
 # %% ../../nbs/scans/07_masks.ipynb #c009
 def check_spacing(
-    spacing_mm, # Distance between neighbouring voxel centres, one number an axis, in the array's order: (z,y,x) or (y,x)
+    spacing_mm, # Distance between neighbouring voxel centres, one number an axis: (z,y,x) or (y,x)
     ndim:int, # Axes of the mask it belongs to
-)->tuple[float,...]:
-    "`spacing_mm` as floats, or say why it cannot be that mask's."
+)->tuple[float,...]: # Millimetres, one number an axis
+    "`spacing_mm` as floats; a wrong count, or a distance that is not positive, is an error."
     spacing = tuple(float(s) for s in np.ravel(spacing_mm))
-    if len(spacing)!=ndim: raise ShapeError(f'spacing_mm={spacing} has {len(spacing)} numbers for a mask of {ndim} axes; give one an axis, z first')
-    if not all(math.isfinite(s) and s>0 for s in spacing): raise InputError(f'spacing_mm={spacing} must hold positive numbers of millimetres')
+    if len(spacing)!=ndim:
+        raise ShapeError(f'spacing_mm={spacing} has {len(spacing)} numbers for a mask of {ndim} axes; give one an '
+                         'axis, z first')
+    if not all(math.isfinite(s) and s>0 for s in spacing):
+        raise InputError(f'spacing_mm={spacing} must hold positive numbers of millimetres')
     return spacing
 
 # %% ../../nbs/scans/07_masks.ipynb #c013
-CONNECTIVITY = {2: (8,4), 3: (26,18,6)} # neighbours of a pixel or voxel, by axes; the first is the default
+CONNECTIVITY = {2: (8,4), 3: (26,18,6)} # neighbours of a pixel or voxel, by number of axes; the first is the default
 
 def components(
     mask, # Boolean `(Y,X)` or `(Z,Y,X)`
     *,
-    connectivity:int|None=None, # Neighbours that join: 8 or 4 in a slice, 26, 18 or 6 in a volume; None is the first of these
+    connectivity:int|None=None, # Neighbours that join: 8 or 4 in a slice, 26, 18 or 6 in a volume; None: 8, or 26
 )->tuple[np.ndarray,int]: # Labels of the same shape (0 outside, 1 to n inside), and n
-    "Connected pieces of a mask."
+    "Connected components of a mask."
     import cc3d
     mask = check_mask(mask)
     allowed = CONNECTIVITY[mask.ndim]
     connectivity = allowed[0] if connectivity is None else connectivity
-    if connectivity not in allowed: raise ConfigError(f'connectivity={connectivity} does not exist for a mask of {mask.ndim} axes; choose one of {allowed}')
+    if connectivity not in allowed:
+        raise ConfigError(f'connectivity={connectivity} does not exist for a mask of {mask.ndim} axes; choose one of '
+                          f'{allowed}')
     if not mask.any(): return np.zeros(mask.shape, np.uint32), 0
-    # cc3d 4.1.1 mislabels boolean arrays of odd width (8 neighbours) and can fail on them (26); the same bytes as uint8 are labelled right
-    labels, n = cc3d.connected_components(mask.view(np.uint8), connectivity=connectivity, return_N=True, out_dtype=np.uint32)
+    # cc3d 4.1.1 labels boolean arrays of odd width wrongly (8 neighbours) or fails on them (26), but uint8 correctly
+    labels, n = cc3d.connected_components(mask.view(np.uint8), connectivity=connectivity, return_N=True,
+                                          out_dtype=np.uint32)
     return labels, int(n)
 
 # %% ../../nbs/scans/07_masks.ipynb #c019
 def _sizes(labels, n): # Pixels of each label, background set to 0
-    "Size of each piece."
+    "Size of each component."
     sizes = np.bincount(labels.ravel(), minlength=n+1)
     sizes[0] = 0
     return sizes
@@ -70,22 +79,23 @@ def largest_component(
     *,
     connectivity:int|None=None, # As in `components`
 )->np.ndarray: # Boolean, same shape
-    "The largest piece alone; of equals, the first."
+    "The largest connected component; of equals, the first."
     labels, n = components(mask, connectivity=connectivity)
     return labels==_sizes(labels, n).argmax() if n else np.zeros(labels.shape, bool)
 
 # %% ../../nbs/scans/07_masks.ipynb #c023
 def filter_components(
     mask, # Boolean `(Y,X)` or `(Z,Y,X)`
-    weight=None, # What each pixel counts, at least 0, same shape; None: one
+    weight=None, # Weight of each pixel, at least 0, same shape; None: one
     *,
-    share:float, # Weight a piece needs, as a share of the heaviest's: 0 keeps all, 1 the heaviest
+    share:float, # Least weight of a component, as a share of the heaviest one's: 0 keeps all, 1 the heaviest
     connectivity:int|None=None, # As in `components`
 )->np.ndarray: # Boolean, same shape
-    "The pieces that weigh at least a share of the heaviest."
-    if not 0<=share<=1: raise ConfigError(f'share={share} makes no sense; give 0 (all pieces) to 1 (the heaviest)')
+    "The connected components that weigh at least a share of the heaviest."
+    if not 0<=share<=1: raise ConfigError(f'share={share} is no share; give 0 (all components) to 1 (the heaviest)')
     labels, n = components(mask, connectivity=connectivity)
-    if weight is not None and np.shape(weight)!=labels.shape: raise ShapeError(f'weight has shape {np.shape(weight)}; expected {labels.shape}, one value a pixel of the mask')
+    if weight is not None and np.shape(weight)!=labels.shape:
+        raise ShapeError(f'weight has shape {np.shape(weight)}; expected {labels.shape}, one value a pixel of the mask')
     if not n or not share: return labels>0
     weights = np.bincount(labels.ravel(), None if weight is None else np.ravel(weight), n+1)[1:]
     return np.append(False, weights>=share*weights.max())[labels]
@@ -94,7 +104,7 @@ def filter_components(
 def fill_holes(
     mask, # Boolean `(Y,X)` or `(Z,Y,X)`
 )->np.ndarray: # Boolean, same shape
-    "The mask with the holes of each slice filled: background that has no way out to the slice's border."
+    "The mask with the holes of each slice filled: background that is not connected to the slice's border."
     mask = check_mask(mask)
     if mask.ndim==3: return np.stack([fill_holes(m) if m.any() else m for m in mask]) if len(mask) else mask.copy()
     outside, _ = components(~np.pad(mask, 1), connectivity=4)
@@ -119,19 +129,21 @@ def volume_ml(
 )->float: # Millilitres (1 mL = 1000 mm³)
     "Volume of a mask."
     mask = check_mask(mask)
-    if mask.ndim!=3: raise ShapeError(f'a mask of shape {mask.shape} has an area, not a volume; stack the slices to (Z,Y,X)')
+    if mask.ndim!=3:
+        raise ShapeError(f'a mask of shape {mask.shape} has an area, not a volume; stack the slices to (Z,Y,X)')
     return int(mask.sum())*math.prod(check_spacing(spacing_mm, 3))/1000
 
 # %% ../../nbs/scans/07_masks.ipynb #c040
 def lesion_stats(
     mask, # Boolean `(Z,Y,X)`, or `(Y,X)` for one slice
     spacing_mm=None, # (z,y,x), or None where it is not known
-)->dict: # n_px, n_slices, n_components, largest_px, area_px (a list, one number a slice), volume_ml and largest_ml (None without spacing)
-    "What a report says of one segmented case."
+)->dict: # n_px, n_slices, n_components, largest_px, area_px (one number a slice), volume_ml and largest_ml or None
+    "Size, extent and connected components of one segmented case, as a report lists them."
     mask = check_mask(mask)
     mask = mask[None] if mask.ndim==2 else mask
     labels, n = components(mask)
     area_px = mask.sum(axis=(1,2)).tolist()
-    stats = dict(n_px=sum(area_px), n_slices=sum(a>0 for a in area_px), n_components=n, largest_px=int(_sizes(labels, n).max()), area_px=area_px)
+    stats = dict(n_px=sum(area_px), n_slices=sum(a>0 for a in area_px), n_components=n,
+                 largest_px=int(_sizes(labels, n).max()), area_px=area_px)
     ml = None if spacing_mm is None else math.prod(check_spacing(spacing_mm, 3))/1000
     return stats | dict(volume_ml=ml and stats['n_px']*ml, largest_ml=ml and stats['largest_px']*ml)
