@@ -1,8 +1,8 @@
-"""Make the README, the model card and the docs site from the notebooks, without the Quarto binary that nbdev would ask for.
+"""Write the README, the model card and the docs site from the notebooks, without the Quarto binary that nbdev needs.
 
-    python nbs/_build.py readme README.md    # index.ipynb through nbconvert
-    python nbs/_build.py card MODEL_CARD.md  # model_card.ipynb alike
-    python nbs/_build.py site _docs          # pages staged by nbdev, reports beside them, rendered by smalldocs
+    python nbs/_build.py readme README.md    # nbs/index.ipynb, by nbconvert
+    python nbs/_build.py card MODEL_CARD.md  # nbs/model_card.ipynb, by nbconvert
+    python nbs/_build.py site _docs          # notebooks staged by nbdev, reports added, rendered by smalldocs
 """
 import json, re, shutil, subprocess, sys
 from functools import partial
@@ -15,10 +15,11 @@ from nbconvert import MarkdownExporter
 from nbdev.config import get_config, nbpath2html
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
-from neuroseg.reports.claims import PAGES
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
+# Files of the repository that are written from a notebook: on the site, the notebook is their page
+WRITTEN = {'README.md': 'nbs/index.ipynb', 'MODEL_CARD.md': 'nbs/model_card.ipynb'}
 # Pages of the site that are files of the repository
 RECORD = {'reports/index.md': 'reports/README.md', 'ledger.md': 'CLAIMS.md', 'datasheet.md': 'DATASHEET.md'}
 # The target of a Markdown link or picture, and of an HTML one
@@ -49,10 +50,14 @@ def page(
         cell.source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M)
         cells.append(cell)
     nb.cells = cells
-    exporter = MarkdownExporter(config=Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags={'remove-input'})))
-    for cell in nb.cells: cell.metadata.pop('execution', None) # nbdev-test notes seconds there, which nbformat does not allow
+    remove = dict(enabled=True, remove_input_tags={'remove-input'})
+    exporter = MarkdownExporter(config=Config(TagRemovePreprocessor=remove))
+    for cell in nb.cells: cell.metadata.pop('execution', None) # nbdev-test stores seconds there, nbformat rejects them
     text, resources = exporter.from_notebook_node(nb)
-    if resources['outputs']: raise SystemExit(f"{dest.name}: {name}.ipynb has pictures among its outputs ({', '.join(resources['outputs'])}); link to one under reports/ instead")
+    if resources['outputs']:
+        pictures = ', '.join(resources['outputs'])
+        raise SystemExit(f'{dest.name}: {name}.ipynb has pictures among its outputs ({pictures}); '
+                         'link to a picture under reports/ instead')
     text = relink(re.sub(r'\n{3,}', '\n\n', text), lambda path: normpath(f'nbs/{path}'))
     dest.write_text(text.strip() + '\n', encoding='utf-8')
 
@@ -69,26 +74,32 @@ def site_path(
     stage:Path, # The folder of the staged site
     cfg, # nbdev's configuration
 )->str: # A page or file of the site, else the file in the repository
-    "Where something that the repository holds is found by a reader of the site."
+    "The address on the site of a file of the repository."
     run = re.fullmatch(r'reports/([^/]+)/cpu/notebook\.(?:ipynb|html)', file)
-    if run and (ROOT/f'nbs/studies/{run[1]}.ipynb').exists(): file = f'nbs/studies/{run[1]}.ipynb' # the study's page is its run
-    file = PAGES.get(file) or file # a page that is written by a notebook is that notebook
+    study = f'nbs/studies/{run[1]}.ipynb' if run else None
+    if study and (ROOT/study).exists(): file = study # the page of a study shows its run
+    file = WRITTEN.get(file, file)
     if file.startswith('nbs/') and file.endswith('.ipynb'): return f"/{staged(file.removeprefix('nbs/'))}"
     staged_as = {source: name for name,source in RECORD.items()}.get(file, file)
-    return f'/{staged_as}' if staged_as in RECORD or (stage/file).exists() else f'{cfg.git_url}/blob/{cfg.branch}/{file}'
+    if staged_as in RECORD or (stage/file).exists(): return f'/{staged_as}'
+    return f'{cfg.git_url}/blob/{cfg.branch}/{file}'
 
 
 def stage_reports(
     stage:Path, # The folder of the staged site
     cfg, # nbdev's configuration
 ):
-    "Show each study as it ran; put the figures and tables of all runs beside the pages, and what else is on record."
-    shutil.copytree(ROOT/'reports', stage/'reports', ignore=shutil.ignore_patterns('smoke', 'gpu', 'private*', '*.html', '*.ipynb', '*.md'), dirs_exist_ok=True)
+    "Show each study as it ran; add the figures and tables of all runs, the claims and the datasheet."
+    # The pages of the library's folder `reports` are staged under the same name and stay
+    skipped = shutil.ignore_patterns('smoke', 'gpu', 'private*', '*.html', '*.ipynb', '*.md')
+    shutil.copytree(ROOT/'reports', stage/'reports', ignore=skipped, dirs_exist_ok=True)
     for page in (stage/'studies').glob('*.ipynb'):
         if (run := ROOT/'reports'/page.stem/'cpu').is_dir(): stage_run(page, run, cfg)
     for name,source in RECORD.items():
-        def _target(path): return site_path(normpath(f'{Path(source).parent.as_posix()}/{path}'), stage, cfg)
-        (stage/name).write_text(relink((ROOT/source).read_text(encoding='utf-8'), _target), encoding='utf-8')
+        folder = Path(source).parent.as_posix()
+        def _target(path, folder=folder): return site_path(normpath(f'{folder}/{path}'), stage, cfg)
+        text = (ROOT/source).read_text(encoding='utf-8')
+        (stage/name).write_text(relink(text, _target), encoding='utf-8')
 
 
 def stage_run(
@@ -96,10 +107,12 @@ def stage_run(
     run:Path, # Its committed run
     cfg, # nbdev's configuration
 ):
-    "Put the run in the study's place, under the study's title, with a line on where it comes from."
-    shown, ran, record = (json.loads(f.read_text(encoding='utf-8')) for f in (page, run/'notebook.ipynb', run/'run.json'))
+    "Replace a study by its run, under the title of the study, with a line on date, code and folder of the run."
+    files = page, run/'notebook.ipynb', run/'run.json'
+    shown, ran, record = (json.loads(f.read_text(encoding='utf-8')) for f in files)
     folder = f"{cfg.git_url}/tree/{cfg.branch}/{run.relative_to(ROOT).as_posix()}"
-    line = f"*As it ran on {record['started'][:10]}, by code `{(record['commit'] or 'unknown')[:7]}`. Its [tables, figures and record]({folder}) are in the repository.*"
+    line = (f"*As it ran on {record['started'][:10]}, by code `{(record['commit'] or 'unknown')[:7]}`. "
+            f"Its [tables, figures and record]({folder}) are in the repository.*")
     title = [c for c in shown['cells'] if c['cell_type'] == 'raw']
     ran['cells'] = title + [dict(cell_type='markdown', id='as-it-ran', metadata={}, source=line)] + ran['cells'][1:]
     page.write_text(json.dumps(ran), encoding='utf-8')
@@ -137,10 +150,11 @@ def site(dest:Path):
     stage_reports(stage, cfg)
     for page in pages: stage_page(page, stage, cfg)
     nav = yaml.safe_load((stage/'sidebar.yml').read_text())
-    contents = [{**entry, 'contents': [staged(p) for p in entry['contents']]} if isinstance(entry, dict) else staged(entry)
-                for entry in nav['website']['sidebar']['contents']]
-    next(entry for entry in contents if isinstance(entry, dict) and entry['section'] == 'On record')['contents'] += RECORD
-    nav['website']['sidebar']['contents'] = contents
+    def _entry(entry):
+        if isinstance(entry, str): return staged(entry)
+        record = RECORD if entry['section'] == 'On record' else ()
+        return {**entry, 'contents': [*map(staged, entry['contents']), *record]}
+    nav['website']['sidebar']['contents'] = [_entry(e) for e in nav['website']['sidebar']['contents']]
     (stage/'sidebar.yml').write_text(yaml.safe_dump(nav, sort_keys=False))
     base = yaml.safe_load((stage/'nbdev.yml').read_text())
     del base['format-links'] # Quarto's way to offer Markdown copies; smalldocs has its own, `llms-txt`
