@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 HEADLESS := MPLBACKEND=agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce test test-all check docs app readme export clean
+.PHONY: help install reproduce test test-all check docs app readme export messages clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ check: $(INSTALLED) ## Fast static checks: generated files in step, imports, les
 export: $(INSTALLED) ## Write neuroseg/ from the notebooks, and clean them
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
+
+messages: $(INSTALLED) ## Compile the French texts, neuroseg/app/locale/fr/LC_MESSAGES/neuroseg.po
+	$(BIN)/pybabel compile -d neuroseg/app/locale -D neuroseg
 
 readme: $(INSTALLED) ## Write README.md and MODEL_CARD.md from their notebooks, freshly run
 	for page in index model_card; do $(HEADLESS) $(BIN)/nbdev-test nbs/$$page.ipynb --save && $(BIN)/nbdev-clean --fname nbs/$$page.ipynb || exit 1; done
