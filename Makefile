@@ -3,7 +3,7 @@
 #   PYTHON=python3.12 make test    another interpreter for a new .venv
 #   EXTRAS=dev make install        another set of extras (see settings.ini)
 
-# The first of these that is 3.11 or newer and can make environments; the floor itself stands in pyproject.toml, and pip holds it
+# The first of these that is 3.11 or newer and can make environments; the floor stands in pyproject.toml, pip holds it
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11 python,\
   $(shell $(p) -c 'import sys, ensurepip; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 EXTRAS ?= all
@@ -26,7 +26,9 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(INSTALLED): settings.ini setup.py pyproject.toml
-	@test -x $(BIN)/python || test -n "$(PYTHON)" || { echo "neuroseg needs Python 3.11 or newer with its venv module (on Debian and Ubuntu: apt install python3-venv); install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || { \
+	  echo "neuroseg needs Python 3.11 or newer with its venv module (on Debian and Ubuntu:" \
+	    "apt install python3-venv); install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@test -x $(BIN)/python || { echo "Creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing neuroseg[$(EXTRAS)] into $(VENV): several minutes the first time"
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
@@ -61,7 +63,9 @@ messages: $(INSTALLED) ## Compile the French texts, neuroseg/app/locale/fr/LC_ME
 	$(BIN)/pybabel compile -d neuroseg/app/locale -D neuroseg
 
 readme: $(INSTALLED) ## Write README.md and MODEL_CARD.md from their notebooks, freshly run
-	for page in index model_card; do $(HEADLESS) $(BIN)/nbdev-test nbs/$$page.ipynb --save && $(BIN)/nbdev-clean --fname nbs/$$page.ipynb || exit 1; done
+	for page in index model_card; do \
+	  $(HEADLESS) $(BIN)/nbdev-test nbs/$$page.ipynb --save && $(BIN)/nbdev-clean --fname nbs/$$page.ipynb || exit 1; \
+	done
 	$(BIN)/python nbs/_build.py readme README.md
 	$(BIN)/python nbs/_build.py card MODEL_CARD.md
 

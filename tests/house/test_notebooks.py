@@ -80,10 +80,22 @@ def long_lines(
     return [f'{cell["id"]}: {line[:60]}' for cell, line in found if not whole(cell, line)]
 
 
-def test_lines_are_short(root):
-    "Code and prose; ruff holds the lines of tests and scripts to the same length."
-    most = tomllib.loads((root/'pyproject.toml').read_text(encoding='utf-8'))['tool']['ruff']['line-length']
-    assert [f'{name} {line}' for name, nb in notebooks(root/'nbs').items() for line in long_lines(nb, most)] == []
+@pytest.fixture(scope='session')
+def line_length(root):
+    return tomllib.loads((root/'pyproject.toml').read_text(encoding='utf-8'))['tool']['ruff']['line-length']
+
+
+@pytest.mark.parametrize('script', ['Makefile', '.ci/run', 'Dockerfile', 'settings.ini', 'pyproject.toml'])
+def test_lines_of_scripts_are_short(root, line_length, script):
+    "As ruff holds those of Python."
+    lines = (root/script).read_text(encoding='utf-8').splitlines()
+    assert [line for line in lines if len(line) > line_length] == []
+
+
+def test_lines_of_notebooks_are_short(root, line_length):
+    "Code and prose."
+    books = notebooks(root/'nbs').items()
+    assert [f'{name} {line}' for name, nb in books for line in long_lines(nb, line_length)] == []
 
 
 @pytest.mark.parametrize('kind,line,found', [
