@@ -10,7 +10,7 @@ from hostile import HOSTILE, dicom, nifti, png, put, zipped
 from PIL import Image
 from pydicom.data import get_testdata_file
 from streamlit.testing.v1 import AppTest
-from test_infer import bright, head, write_model, write_nifti
+from bright_model import bright, head, write_model, write_nifti
 
 from neuroseg.app import uploads
 from neuroseg.app import session

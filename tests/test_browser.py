@@ -16,7 +16,7 @@ import pytest
 from hostile import HOSTILE
 from PIL import Image
 from test_app import series, write_video
-from test_infer import bright, head, write_model, write_nifti
+from bright_model import bright, head, write_model, write_nifti
 
 from neuroseg.cli import app_command
 from neuroseg.segmentation.card import load_card

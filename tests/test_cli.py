@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from test_infer import bright, head, write_model, write_nifti
+from bright_model import bright, head, write_model, write_nifti
 
 from neuroseg import cli
 from neuroseg.cli import COMMANDS, main

@@ -6,7 +6,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from test_browser import serving
-from test_infer import bright, write_model
+from bright_model import bright, write_model
 
 
 def test_the_dockerfile_copies_what_is_there_and_what_is_needed(root):

@@ -22,8 +22,9 @@ def message_calls(root):
     "Every `Message(...)` in the library: file and line, and the call."
     for path in sorted((root/'neuroseg').rglob('*.py')):
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            if isinstance(node, ast.Call) and 'Message' in (getattr(node.func, 'id', ''), getattr(node.func, 'attr', '')):
-                if path.name != 'core.py': yield f'{path.relative_to(root).as_posix()}:{node.lineno}', node
+            if path.name == 'core.py' or not isinstance(node, ast.Call): continue
+            if 'Message' in (getattr(node.func, 'id', ''), getattr(node.func, 'attr', '')):
+                yield f'{path.relative_to(root).as_posix()}:{node.lineno}', node
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +48,7 @@ def stored():
 
 
 def test_every_message_is_data(calls):
-    "Code, template and severity are constants, so that they can be found; the values are those that the template names."
+    "Code, template and severity are constants, so that they can be found; the template names all the values."
     for place, node in calls.items():
         code, template, *severity = (a.value if isinstance(a, ast.Constant) else None for a in node.args)
         assert isinstance(code, str) and code.isidentifier() and isinstance(template, str), place
@@ -89,8 +90,8 @@ def test_every_text_is_used(root):
     "A text that the page no longer shows would be translated for nothing."
     code = '\n'.join(p.read_text(encoding='utf-8') for p in (root/'neuroseg/app').glob('*.py') if p.name != 'i18n.py')
     # Keys that are made of the names of layers, sequences, planes and scores
-    built = {'probability_here', 'difference_here', 'post', 'pre', 'flair', 'axial', 'coronal', 'sagittal', 'dice', 'iou',
-             'precision', 'recall', 'volume_error_ml', 'hd95_mm', 'probability', 'outline', 'difference'}
+    built = {'probability_here', 'difference_here', 'post', 'pre', 'flair', 'axial', 'coronal', 'sagittal', 'dice',
+             'iou', 'precision', 'recall', 'volume_error_ml', 'hd95_mm', 'probability', 'outline', 'difference'}
     assert [k for k in TEXTS if k not in built and f"'{k}'" not in code] == []
 
 

@@ -9,8 +9,7 @@ import pytest
 from neuroseg import core
 from neuroseg.core import (ConfigError, DataError, InputError, Message, MissingExtraError, NeurosegError, OutputError,
                            RunRecord, ShapeError, as_message, atomic_dir, atomic_path, cache_dir, data_dir, git_commit,
-                           hardware,
-                           hash_files, jsonable, need, peak_mb, read_json, record_run, seed_everything, sha256_array,
+                           hardware, hash_files, jsonable, need, read_json, record_run, seed_everything, sha256_array,
                            sha256_file, versions, write_json)
 
 ROOT = Path(core.__file__).parents[1]
@@ -454,7 +453,7 @@ def test_record_run_records(tmp_path):
     assert back['versions']['numpy']==np.__version__ and back['started'].endswith('+00:00')
 
 def test_record_run_of_a_failing_block_is_completed_and_raises():
-    with pytest.raises(ZeroDivisionError), record_run({}) as rec: 1/0
+    with pytest.raises(ZeroDivisionError), record_run({}) as rec: 1/0 # noqa: B018
     assert rec.seconds>=0 and rec.peak_mb>0
 
 def test_unfinished_record_has_no_time(tmp_path):
