@@ -28,7 +28,8 @@ help: ## List the targets
 $(INSTALLED): settings.ini setup.py pyproject.toml
 	@test -x $(BIN)/python || test -n "$(PYTHON)" || { \
 	  echo "neuroseg needs Python 3.11 or newer with its venv module (on Debian and Ubuntu:" \
-	    "apt install python3-venv); install one, or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	    "apt install python3-venv); install one, or name it:" \
+	    "make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@test -x $(BIN)/python || { echo "Creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing neuroseg[$(EXTRAS)] into $(VENV): several minutes the first time"
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
