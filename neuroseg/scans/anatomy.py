@@ -115,6 +115,7 @@ VENTRICLE_CSF = .35 # Least probability of fluid
 VENTRICLE_DEPTH_MM = 22 # Below the brain's surface, deeper than any sulcus
 VENTRICLE_VOXELS = 25 # Smaller components are noise of the maps
 
+# %% ../../nbs/scans/09_anatomy.ipynb #s004
 def ventricles(
     csf:np.ndarray, # CSF probability `(Z,Y,X)`
     depth_mm:np.ndarray, # Signed distance to the brain hull `(Z,Y,X)`
@@ -205,6 +206,7 @@ def radius_mm(
     "Radius of a ball."
     return (volume_ml*750/np.pi)**(1/3)
 
+# %% ../../nbs/scans/09_anatomy.ipynb #s002
 def draw_lesion(
     rng:np.random.Generator, # Source of the patient's choices
     rank:float, # Place in the volume distribution, 0 to 1

@@ -39,6 +39,7 @@ def is_dicom(
     "A DICOM file by its content, whatever its name."
     with decoding(path, 'a file'), open(path, 'rb') as f: return f.read(132)[128:]==b'DICM'
 
+# %% ../../nbs/scans/04_dicom.ipynb #s001
 def _files(source):
     "The files to read: of a list all, of a folder those that are DICOM."
     if not isinstance(source, (str, os.PathLike)): return [Path(f) for f in source]
@@ -46,6 +47,7 @@ def _files(source):
     files = sorted(f for f in Path(source).rglob('*') if f.is_file())
     return files if len(files)==1 else [f for f in files if is_dicom(f)]
 
+# %% ../../nbs/scans/04_dicom.ipynb #s002
 def _one_series(found, series, name):
     "The slices of the series that was chosen, or of the only one; `found` maps SeriesInstanceUID to slices."
     listing = '; '.join(f"{uid} ({len(slices)} slices, {slices[0].get('SeriesDescription','no description')})"
@@ -59,6 +61,7 @@ def _one_series(found, series, name):
                                  '{listing}', 'error', name=name, n_series=len(found), listing=listing))
     return found[series] if series else next(iter(found.values()))
 
+# %% ../../nbs/scans/04_dicom.ipynb #s004
 def dicom_slices(
     source, # Folder (searched below too), file, or list of files
     *,
@@ -83,6 +86,7 @@ def _decoded(ds, name):
                                      'installed; save it uncompressed, or pip install python-gdcm', 'error', name=name,
                                      syntax=ds.file_meta.TransferSyntaxUID.name.split(',')[0])) from e
 
+# %% ../../nbs/scans/04_dicom.ipynb #s007
 def dicom_plane(
     ds, # pydicom data set of one slice
 )->np.ndarray: # float32 `(H,W)`
@@ -119,6 +123,7 @@ PARALLEL_TOL = 1e-3 # Of direction cosines: a twentieth of a degree, above the r
 SAME_PLACE_MM = 1e-3 # Slices nearer than this lie at one place: no scanner steps by a micrometre
 UNEVEN_SHARE = .1 # Of the smallest distance: more variation than scanners print, far less than a missing slice makes
 
+# %% ../../nbs/scans/04_dicom.ipynb #s013
 def _positions_mm(slices):
     "The common normal of parallel slices, and the position of each along it."
     o = np.asarray(slices[0].ImageOrientationPatient, float)
@@ -128,6 +133,7 @@ def _positions_mm(slices):
     normal = np.cross(o[:3], o[3:])
     return normal, [float(np.dot(normal, np.asarray(s.ImagePositionPatient, float))) for s in slices]
 
+# %% ../../nbs/scans/04_dicom.ipynb #s009
 def _gap_warnings(at):
     "Refuse two slices at one place; warn of uneven distances. `at`: sorted positions in mm."
     gaps = np.diff(at)
@@ -172,6 +178,7 @@ def _placed(slices):
     if len(slices)==1 and warn: return slices, None, affine, warn # of unknown thickness
     return slices, (float(np.linalg.norm(step_mm)), *(float(s) for s in first.PixelSpacing)), affine, warn
 
+# %% ../../nbs/scans/04_dicom.ipynb #s011
 def read_dicom_series(
     source, # Folder (searched below too), file, or list of files
     *,

@@ -74,6 +74,7 @@ def _sizes(labels, n): # Pixels of each label, background set to 0
     sizes[0] = 0
     return sizes
 
+# %% ../../nbs/scans/07_masks.ipynb #s001
 def largest_component(
     mask, # Boolean `(Y,X)` or `(Z,Y,X)`
     *,

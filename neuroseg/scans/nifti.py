@@ -31,6 +31,7 @@ def _parse_header(raw, name):
     with decoding(name, 'a NIfTI volume'), nib.imageglobals.LoggingOutputSuppressor():
         return cls.header_class(raw[:max(sizes)]), cls
 
+# %% ../../nbs/scans/03_nifti.ipynb #s001
 def _check_shape(shape, name, max_voxels):
     "Refuse a shape that is no single volume, or larger than `max_voxels`."
     while len(shape)>3 and shape[-1]==1: shape = shape[:-1]
@@ -44,6 +45,7 @@ def _check_shape(shape, name, max_voxels):
         raise InputError(Message('volume_too_large', '`{name}` has {shape} voxels, more than the {limit:,} allowed; '
                                  'crop or resample it', 'error', name=name, shape=shape, limit=max_voxels))
 
+# %% ../../nbs/scans/03_nifti.ipynb #s003
 def nifti_header(
     raw:bytes, # The first 540 bytes, uncompressed
     name:str, # File name, for messages
@@ -78,6 +80,7 @@ def _read_bytes(path, max_voxels):
                                  'error', name=path.name, size=len(raw), expected=n))
     return raw, cls
 
+# %% ../../nbs/scans/03_nifti.ipynb #s006
 def _check_values(v, affine, name):
     "Refuse an affine or voxels that are NaN or infinite."
     if not np.isfinite(affine).all():
@@ -88,6 +91,7 @@ def _check_values(v, affine, name):
         raise InputError(Message('bad_voxels', '`{name}` has {bad:,} of {size:,} voxels that are NaN or infinite; '
                                  'replace them, e.g. by 0, first', 'error', name=name, bad=bad, size=v.size))
 
+# %% ../../nbs/scans/03_nifti.ipynb #s008
 def load_nifti(
     path, # `.nii` or `.nii.gz`
     *,
@@ -135,6 +139,7 @@ def _ambiguous(path):
     return InputError(Message('unknown_sequence', 'which sequence is `{name}`? Name the files ..._pre, ..._flair, '
                               '..._post, or say it with `sequences`', 'error', name=path.name))
 
+# %% ../../nbs/scans/03_nifti.ipynb #s018
 def _check_names(paths, names):
     "Refuse sequences that are not known or given twice."
     for p,s in zip(paths, names):
@@ -144,6 +149,7 @@ def _check_names(paths, names):
             raise InputError(Message('sequence_twice', "`{first}` and `{other}` are both '{sequence}'; give one file "
                                      "per sequence", 'error', first=same[0], other=same[1], sequence=s))
 
+# %% ../../nbs/scans/03_nifti.ipynb #s010
 def name_sequences(
     paths, # One file, several, or a dict of sequence to file
     sequences=None, # Names in the order of `paths`; by default guessed from the file names
@@ -173,6 +179,7 @@ def _check_one_grid(named, loaded):
             raise InputError(Message('grids_differ', '`{first}` and `{other}` lie on different grids (their affines '
                                      'differ); register one to the other first', 'error', first=name, other=p.name))
 
+# %% ../../nbs/scans/03_nifti.ipynb #s012
 def read_nifti(
     paths, # One file, several (one per sequence), or a dict of sequence to file
     *,
@@ -237,6 +244,7 @@ def _header_for(scan, cls):
     hdr.extensions = hdr.exts_klass()
     return hdr
 
+# %% ../../nbs/scans/03_nifti.ipynb #s020
 def _set_geometry(hdr, scan):
     "What pictures and DICOM know of their geometry, put into a new header."
     hdr.set_xyzt_units('mm' if scan.spacing_mm else 'unknown')
@@ -245,6 +253,7 @@ def _set_geometry(hdr, scan):
         hdr.set_qform(scan.affine, 'scanner')
     elif scan.spacing_mm: hdr.set_zooms(scan.spacing_mm[::-1])
 
+# %% ../../nbs/scans/03_nifti.ipynb #s014
 def _write_volume(path, v, scan):
     "Write `(Z,Y,X)` values, of the type they have, under the geometry of a scan."
     import nibabel as nib
@@ -258,6 +267,7 @@ def _write_volume(path, v, scan):
     with atomic_path(path) as tmp:
         tmp.write_bytes(gzip.compress(raw, 6, mtime=0) if Path(path).suffix=='.gz' else raw)
 
+# %% ../../nbs/scans/03_nifti.ipynb #s016
 def write_mask_nifti(
     path, # `.nii.gz` or `.nii` to write, whole or not at all
     mask:np.ndarray, # Boolean `(Z,Y,X)` on the scan's grid

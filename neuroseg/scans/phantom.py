@@ -52,6 +52,7 @@ def tissues(
 LABELS = ('outside', 'head', 'csf', 'gm', 'wm', 'lesion')
 KIND = dict(csf=2, gm=3, wm=4, lesion=5, rim=5, cyst=5, vessel=2, choroid=2) # tissue to label; all others are 'head'
 
+# %% ../../nbs/scans/10_phantom.ipynb #s005
 def weights(
     bright:float, # Signal of the tumour in FLAIR
     rng:np.random.Generator, # Gives every patient a slightly different contrast
@@ -149,6 +150,8 @@ def slice_plan(
 
 # %% ../../nbs/scans/10_phantom.ipynb #c036
 COARSE_PX = 96 # Up to this image size a pixel is more than 2.5 mm wide, and is sampled at two by two points
+
+# %% ../../nbs/scans/10_phantom.ipynb #s007
 def render(
     head:Head, # Anatomy
     z:np.ndarray, # Positions of the slices in mm
@@ -199,6 +202,7 @@ def _check_request(number, seed, size_px, n_slices, kind):
     if n_slices is not None and not 4<=n_slices<=200: raise InputError(f'`n_slices` is {n_slices}; choose 4 to 200')
     if kind not in ('lgg', 'gbm'): raise InputError(f"`kind` is {kind!r}; choose 'lgg' or 'gbm'")
 
+# %% ../../nbs/scans/10_phantom.ipynb #s001
 def phantom_patient(
     number:int, # Patient number from 1
     *,
@@ -243,6 +247,7 @@ CLINICAL = dict( # largest value of each column; codes start at 1
     age_at_initial_pathologic=75, race=3, ethnicity=2, death01=1)
 LOWEST = dict(age_at_initial_pathologic=20, death01=0) # columns whose values do not start at 1
 
+# %% ../../nbs/scans/10_phantom.ipynb #s009
 def clinical_row(
     number:int, # Patient number
     seed:int=0, # Cohort
@@ -316,6 +321,7 @@ def _write_volumes(dest, prefix, volumes, affine):
         with atomic_path(Path(dest)/f'{prefix}_{name}.nii.gz') as tmp: nib.save(img, tmp)
     return Path(dest)
 
+# %% ../../nbs/scans/10_phantom.ipynb #s003
 def write_phantom_nifti(
     dest, # Folder for the files
     *,

@@ -37,6 +37,7 @@ def is_nifti(
     "A NIfTI volume by its name."
     return bool(NIFTI_NAME.search(Path(path).name))
 
+# %% ../../nbs/scans/01_pictures.ipynb #s012
 def stem(
     path, # File name or path
 )->str: # Its name without the ending
@@ -51,6 +52,7 @@ def is_mask(
     "A mask by its name: `x_mask.png`, `x_seg.nii.gz`."
     return bool(MASK_NAME.search(stem(path)))
 
+# %% ../../nbs/scans/01_pictures.ipynb #s016
 def slice_number(
     path, # File of one slice or of its mask
 )->int|None: # None if there is no number in the name
@@ -76,6 +78,7 @@ def guess_sequence(
 MAX_PX = 50_000_000 # Pixels of one picture: 7000 x 7000, far above any MRI slice, and 50 MB once decoded
 MAX_VOXELS = 200_000_000 # Voxels of one volume or stack: 0.8 GB as float32
 
+# %% ../../nbs/scans/01_pictures.ipynb #s001
 # Errors that decoders raise on broken files, besides the classes of their own that are known by the decoder's name
 DECODE_ERRORS = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, SyntaxError,
                  ArithmeticError, NotImplementedError, RecursionError, struct.error, zlib.error)
@@ -86,6 +89,7 @@ def _why(e, path):
     if type(e).__name__=='UnidentifiedImageError': return 'its content is of no known kind'
     return (str(e).replace(str(path), Path(path).name).splitlines() or [type(e).__name__])[0]
 
+# %% ../../nbs/scans/01_pictures.ipynb #s004
 @contextlib.contextmanager
 def decoding(
     path, # File that is being read
@@ -110,6 +114,7 @@ FORMATS = ('PNG', 'TIFF', 'JPEG', 'BMP')
 IMAGE_ENDINGS = ('.png', '.tif', '.tiff', '.jpg', '.jpeg', '.bmp')
 READ_AT_ONCE = 2**26 # Bytes: 64 MB, more than any slice that is not itself a fault
 
+# %% ../../nbs/scans/01_pictures.ipynb #s018
 @contextlib.contextmanager
 def _opened(path):
     "An open picture. Pillow's warnings on size and odd tags are silenced, since size and content are checked here."
@@ -121,6 +126,7 @@ def _opened(path):
             source = BytesIO(path.read_bytes()) if path.stat().st_size<READ_AT_ONCE else path
             with Image.open(source, formats=FORMATS) as im: yield im
 
+# %% ../../nbs/scans/01_pictures.ipynb #s007
 def _pixels(im):
     "Stored grey levels of an open picture; any mode other than grey or RGB is converted to one of them."
     if im.mode in ('1','LA','La'): im = im.convert('L')
@@ -144,6 +150,7 @@ def _page(im, i, n_pages, name, max_px):
                                  width=w, height=h, n_pages=n_pages, limit=max_px))
     return _pixels(im)
 
+# %% ../../nbs/scans/01_pictures.ipynb #s009
 def read_pages(
     path, # PNG, TIFF, JPEG or BMP file
     *,

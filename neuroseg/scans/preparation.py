@@ -110,6 +110,7 @@ def _overlap(box, shape):
     ya,xa,yb,xb = max(y,0), max(x,0), min(y+side,H), min(x+side,W)
     return (slice(ya,yb), slice(xa,xb)), (slice(ya-y,yb-y), slice(xa-x,xb-x))
 
+# %% ../../nbs/scans/08_preparation.ipynb #s004
 def crop(
     volume:np.ndarray, # `(Z,Y,X)`
     box:tuple, # From `head_box`
@@ -155,6 +156,7 @@ class Grid:
     @property
     def axial_shape(self)->tuple: return tuple(self.shape[a] for a in self.axes) # `(Z,Y,X)` of the axial view
 
+# %% ../../nbs/scans/08_preparation.ipynb #s007
 @dataclass
 class Prepared:
     "A scan in the form of the network's input."
@@ -178,6 +180,7 @@ def _by_sequence(scan, of):
                                  'error', of=of, sequences=tuple(have)))
     return have
 
+# %% ../../nbs/scans/08_preparation.ipynb #s001
 def prepare(
     scan:Scan, # `data` float32 `(C,Z,Y,X)` with at least FLAIR
     prep:Prep=Prep(), # Settings
@@ -267,6 +270,7 @@ def _thesis_slice(rgb, grey):
     "One slice `(H,W,3)` as one mixed plane, or as three planes apart."
     return thesis_plane(rgb) if grey else np.stack([thesis_plane(rgb[...,c]) for c in range(3)])
 
+# %% ../../nbs/scans/08_preparation.ipynb #s009
 def thesis_slices(
     scan:Scan, # With at least FLAIR
     mask:np.ndarray, # Boolean `(Z,Y,X)` on its grid

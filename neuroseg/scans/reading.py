@@ -37,6 +37,7 @@ def _files_of(source, many):
         raise InputError(Message('missing_file', '`{name}` does not exist; check the path', 'error', name=source.name))
     return sorted(f for f in source.iterdir() if f.is_file()) if source.is_dir() else [source]
 
+# %% ../../nbs/scans/05_reading.ipynb #s002
 def _read_volumes(volumes, sequences, in_folder):
     "NIfTI files of one patient; in a folder, files of other sequences than the three are left out with a note."
     guess = in_folder and sequences is None and len(volumes)>1
@@ -45,6 +46,7 @@ def _read_volumes(volumes, sequences, in_folder):
     if known: scan.warnings += _ignored([f for f in volumes if f not in known])
     return scan
 
+# %% ../../nbs/scans/05_reading.ipynb #s004
 def read_scan(
     source, # File, folder of one patient, list of files, or dict of sequence to NIfTI file
     *,
@@ -84,6 +86,7 @@ class Found:
     parts:tuple # Folders above it and its own name, from which the case gets its name
     notes:list=field(default_factory=list) # `Message` each: files that were left out
 
+# %% ../../nbs/scans/05_reading.ipynb #s006
 def found_at(
     source, # What `read_scan` takes
     path=None, # File or folder that gives the name; by default `source`
@@ -102,6 +105,7 @@ SEQUENCE_LIKE = set().union(*SEQUENCE_WORDS.values()) | {'t2','t2w','adc','dwi'}
 def _patient_words(path): # 'p1' of p1_flair.nii.gz
     return '_'.join(w for w in re.split('[^A-Za-z0-9]+', stem(path)) if w and w.lower() not in SEQUENCE_LIKE)
 
+# %% ../../nbs/scans/05_reading.ipynb #s015
 def _one_patient(files, name):
     "`Found` of files that share a patient's name: one scan, or one each where the sequences are unknown or repeated."
     known = [f for f in files if guess_sequence(f)]
@@ -110,6 +114,7 @@ def _one_patient(files, name):
     ignored = _ignored([f for f in files if f not in known])
     return [found_at(known if len(known)>1 else known[0], known[0], name, ignored)]
 
+# %% ../../nbs/scans/05_reading.ipynb #s008
 def group_sequences(
     files:list, # NIfTI files
 )->list: # `Found`, one a patient
@@ -126,6 +131,7 @@ def _is_one_scan(path, folders, depth):
     if not folders or not depth or (path/'images').is_dir() or slice_files(path)[0]: return True
     return any(is_dicom(f) for f in islice((f for f in path.rglob('*') if f.is_file()), LOOK_AT_FEW))
 
+# %% ../../nbs/scans/05_reading.ipynb #s010
 def expand(
     path:Path, # A file or folder that was given
     *,
@@ -152,6 +158,7 @@ def _clashing(names):
     times = Counter(n.casefold() for n in names)
     return [i for i,n in enumerate(names) if times[n.casefold()]>1]
 
+# %% ../../nbs/scans/05_reading.ipynb #s012
 def case_names(
     found:list, # `Found`
 )->list: # One name each, all different

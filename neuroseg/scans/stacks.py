@@ -126,6 +126,7 @@ def _in_folder(folder):
                                  inside=', '.join(sorted(inside, key=natural_key)[:3])))
     return files, other, folder.name
 
+# %% ../../nbs/scans/02_stacks.ipynb #s001
 def stack_files(
     source, # Folder of slices, list of slice files, or one file
 )->tuple[list,list,str]: # Images in order, other files beside them, and a name to show
@@ -146,6 +147,7 @@ def _page_names(pages, n_files, name):
                                  'mask would be written twice', 'error', name=name, slice=clash[0]))
     return names
 
+# %% ../../nbs/scans/02_stacks.ipynb #s004
 def _stack_warnings(other, names):
     "Files that were not read, and slice numbers that are repeated or missing."
     twice,gaps = numbering_faults([slice_number(n) for n in names])
@@ -153,6 +155,7 @@ def _stack_warnings(other, names):
             *(Message('slice_twice', 'slice number {number} occurs twice', number=n) for n in twice),
             *(Message('slice_gap', 'no slice between number {before} and {after}', before=a, after=b) for a,b in gaps)]
 
+# %% ../../nbs/scans/02_stacks.ipynb #s006
 def read_stack(
     source, # Folder of slices, list of slice files, or one file (a TIFF may have several pages)
     *,

@@ -40,6 +40,7 @@ class _Film: # An open video and the stream of its pictures
     box:object
     stream:object
 
+# %% ../../nbs/scans/06_video.ipynb #s001
 def _check_frame_size(stream, name):
     "Refuse frames that are empty or too large, before any is decoded."
     if not 0<stream.width*stream.height<=MAX_PX:
@@ -47,6 +48,7 @@ def _check_frame_size(stream, name):
                                  '{limit:,} pixels', 'error', name=name, width=stream.width, height=stream.height,
                                  limit=MAX_PX))
 
+# %% ../../nbs/scans/06_video.ipynb #s003
 def _open_video(path):
     "Open a video so that nothing but this one file is read."
     av,kind = need('av', extra='app'), video_format(path)
