@@ -15,7 +15,7 @@ __all__ = ['SEVERITIES', 'COHORT_MARKS', 'STACK', 'NeurosegError', 'InputError',
 import contextlib, dataclasses, hashlib, importlib, json, math, os, platform, random, shutil, subprocess, sys, time
 import uuid
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, UTC
 from pathlib import Path
 
 import numpy as np
@@ -359,7 +359,7 @@ def record_run(
     "Record code, libraries, machine, duration and memory of a block of work."
     commit, dirty = git_commit(package_dir())
     rec = RunRecord(jsonable(params), versions(*STACK), commit, dirty, data_hash, hardware(),
-                    datetime.now(timezone.utc).isoformat(timespec='seconds'))
+                    datetime.now(UTC).isoformat(timespec='seconds'))
     start = time.perf_counter()
     try: yield rec
     finally: rec.seconds, rec.peak_mb = time.perf_counter()-start, peak_mb()

@@ -16,7 +16,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core import InputError, Message, package_dir, read_json, sha256_file
-from ..scans.phantom import SEQUENCES
+from ..scans.pictures import SEQUENCES
 from ..scans.preparation import Prep
 
 # %% ../../nbs/segmentation/02_card.ipynb #c006

@@ -72,7 +72,7 @@ HEAD_ASPECT = (.8, 1.7) # Length to width of the largest slice; of 98 patients i
 
 def shape_warnings(
     head:np.ndarray, # Boolean axial volume `(Z,Y,X)`
-    mm:tuple=None, # `(z,y,x)` between voxels; None where unknown
+    mm:tuple|None=None, # `(z,y,x)` between voxels; None where unknown
 )->list: # At most one `Message`
     "Warn where size or shape of the largest slice are not those of a head seen from above."
     largest = largest_component(head[int(head.sum((1,2)).argmax())])
@@ -91,7 +91,7 @@ MIN_HEAD = .02 # Share of the volume that a head covers at least
 
 def plausibility_warnings(
     flair:np.ndarray, # Axial volume `(Z,Y,X)`
-    mm:tuple=None, # `(z,y,x)` between voxels; None where unknown
+    mm:tuple|None=None, # `(z,y,x)` between voxels; None where unknown
     *,
     colours:bool=False, # Whether it was a colour picture
 )->list: # At most one `Message`
