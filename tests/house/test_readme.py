@@ -1,0 +1,177 @@
+"README and model card are what their notebooks give, no score is typed, links and commands exist, no machine is named."
+import ast, json, re, subprocess, sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, nbdev, tracked_files
+
+WRITTEN = {'readme': ('nbs/index.ipynb', 'README.md'), 'card': ('nbs/model_card.ipynb', 'MODEL_CARD.md')}
+SCORES = 'nbs/tutorials/37_what_the_score_means.ipynb'
+PAGES = ['README.md', 'MODEL_CARD.md', 'DATASHEET.md', 'CONTRIBUTING.md', 'CHANGELOG.md']
+# Decimal numbers that may be typed on a page: scores that others published, and bounds that a sentence names
+TYPED = {'0.8443': 'the thesis, progress bar', '0.8549': 'the thesis, `evaluate`',
+         '0.836': 'first author of the data set, mean', '0.873': 'first author of the data set, median',
+         '0.84': 'two experts, quoted by the same author', '0.02': 'their spread; also a bound',
+         '0.7': 'bound of a bad score'}
+DECIMAL = re.compile(r'(?<![\d.\w/])0?\.\d+(?![\w.]*\w*\.\w)')
+
+
+def typed_text(
+    cell:dict, # Of a notebook's JSON
+)->str: # What a person typed into the page: prose, and the literal parts of strings without what code puts in
+    "Markdown as it is; of code the strings only."
+    source = ''.join(cell['source'])
+    if cell['cell_type'] != 'code': return source
+    code = re.sub(r'^#\|.*$', '', source, flags=re.M)
+    tree = ast.parse(code)
+    # The format of a number, `.3f`, is a string inside of a placeholder
+    formats = {id(part) for node in ast.walk(tree) if isinstance(node, ast.FormattedValue) and node.format_spec
+               for part in ast.walk(node.format_spec)}
+    return '\n'.join(n.value for n in ast.walk(tree)
+                     if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in formats)
+
+
+def typed_decimals(
+    nb:dict, # A notebook's JSON
+)->list[str]: # Decimal numbers below 1 that a person typed, other than those of `TYPED`
+    "Scores that would grow old."
+    texts = [re.sub(r'\{\w*:[^}]*\}', '', typed_text(cell)) for cell in nb['cells']]
+    return [m[0] for text in texts for m in DECIMAL.finditer(text) if m[0] not in TYPED]
+
+
+def load(name): return json.loads((ROOT/name).read_text(encoding='utf-8'))
+
+
+@pytest.mark.parametrize('book', [*(book for book, _ in WRITTEN.values()), SCORES])
+def test_every_score_is_read_from_a_stored_run(book):
+    assert typed_decimals(load(book)) == []
+    assert any('stored(' in ''.join(c['source']) for c in load(book)['cells'])
+
+
+@pytest.mark.parametrize('kind,source,found', [
+    ('markdown', 'a mean Dice of 0.812.', ['0.812']), ('markdown', 'about .79', ['.79']),
+    ('markdown', 'the thesis has 0.8443', []),
+    ('markdown', 'Python 3.11, CC BY-NC-SA 4.0, doi 10.1016/j.x.2019.05.002', []),
+    ('code', 'Markdown(f"Dice {d:.3f} of 0.77")', ['0.77']),
+    ('code', "f'{s:.2f}'; '{:.3f} to {:.3f}'.format(a, b); x = 0.77", [])])
+def test_a_typed_score_is_found(kind, source, found):
+    assert typed_decimals(dict(cells=[dict(cell_type=kind, source=source)])) == found
+
+
+def build(repo, dest, what='readme'):
+    run = subprocess.run([sys.executable, 'nbs/_build.py', what, str(dest)], cwd=repo, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return dest.read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('what', WRITTEN)
+def test_a_page_is_what_its_notebook_gives(tmp_path, what):
+    page = (ROOT/WRITTEN[what][1]).read_text(encoding='utf-8')
+    assert build(ROOT, tmp_path/'page.md', what) == page, 'run `make readme`'
+
+
+@pytest.mark.parametrize('what', WRITTEN)
+def test_a_page_is_what_a_fresh_run_gives(repo_copy, what):
+    "The saved outputs of the notebook are those that the stored runs give now."
+    book, page = WRITTEN[what]
+    nbdev('nbdev-test', repo_copy, book, '--save')
+    assert build(repo_copy, repo_copy/'fresh.md', what) == (ROOT/page).read_text(encoding='utf-8'), 'run `make readme`'
+
+
+def test_the_account_of_the_scores_is_what_a_fresh_run_gives(repo_copy):
+    nbdev('nbdev-test', repo_copy, SCORES, '--save')
+    def outputs(nb): return [out.get('data', {}) for c in nb['cells'] for out in c.get('outputs', [])]
+    assert outputs(load(repo_copy/SCORES)) == outputs(load(SCORES))
+
+
+def test_the_readme_fits_on_two_screens():
+    text = (ROOT/'README.md').read_text(encoding='utf-8')
+    assert len(text.splitlines()) <= 100 and len(text.split()) <= 800
+    assert len(re.findall(r'!\[', text)) == 1 and len(re.findall(r'^\|---', text, re.M)) == 1, 'one picture, one table'
+
+
+def test_an_edited_readme_is_seen(repo_copy):
+    "The comparison above compares: a changed notebook gives another README."
+    book = repo_copy/'nbs/index.ipynb'
+    book.write_text(book.read_text(encoding='utf-8').replace('make reproduce', 'make everything'), encoding='utf-8')
+    assert build(repo_copy, repo_copy/'fresh.md') != (ROOT/'README.md').read_text(encoding='utf-8')
+
+
+def test_hidden_cells_and_directives_stay_out():
+    text = (ROOT/'README.md').read_text(encoding='utf-8')
+    assert '#|' not in text and 'def stored' not in text and '](../' not in text
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_somewhere(page):
+    links = re.findall(r'\]\(([^)#\s]+)', (ROOT/page).read_text(encoding='utf-8'))
+    tracked = tracked_files()
+    local = [link for link in links if not re.match(r'[a-z]+:', link)]
+    def there(link): return link in tracked or any(name.startswith(link.rstrip('/') + '/') for name in tracked)
+    assert [link for link in local if not there(link)] == []
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_files_that_a_page_names_exist(page):
+    "Paths of notebooks, modules and reports in backticks, without placeholders."
+    named = re.findall(r'`((?:nbs|tests|reports|neuroseg)/[\w./]+)`', (ROOT/page).read_text(encoding='utf-8'))
+    assert [name for name in named if not (ROOT/name).exists()] == []
+
+
+def test_modules_that_the_changelog_names_exist():
+    table = re.findall(r'^\| `.*\| (`.*`).* \|$', (ROOT/'CHANGELOG.md').read_text(encoding='utf-8'), re.M)
+    modules = [m for row in table for m in re.findall(r'`([\w.]+)`', row)]
+    assert modules and [m for m in modules if not (ROOT/f"neuroseg/{m.replace('.', '/')}.py").is_file()] == []
+
+
+WORKFLOWS = [f'.github/workflows/{name}.yml' for name in ('test', 'reproduce', 'docs')]
+
+
+@pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', '.ci/run', *WORKFLOWS])
+def test_make_targets_exist(page):
+    "No page tells anyone to run a target that is gone."
+    targets = set(re.findall(r'^([a-z-]+):', (ROOT/'Makefile').read_text(encoding='utf-8'), re.M))
+    # A command stands at the start of a line, in backticks or after `run:`; "make" in a sentence is a verb
+    named = set(re.findall(r'(?:^\s*|`|run: )make ([a-z-]+)', (ROOT/page).read_text(encoding='utf-8'), re.M))
+    assert named and named <= targets
+
+
+def test_make_help_lists_every_target():
+    text = (ROOT/'Makefile').read_text(encoding='utf-8')
+    assert {'install', 'reproduce', 'test', 'check', 'docs', 'app'} <= set(re.findall(r'^([a-z-]+):.*## ', text, re.M))
+    phony = re.search(r'^\.PHONY: (.*)', text, re.M)[1].split()
+    assert sorted(phony) == sorted(re.findall(r'^([a-z-]+):', text, re.M))
+
+
+def test_workflow_actions_are_pinned():
+    "By a full version: a workflow run next year uses the same action."
+    for f in sorted((ROOT/'.github/workflows').glob('*.yml')):
+        jobs = yaml.safe_load(f.read_text(encoding='utf-8'))['jobs']
+        used = [step['uses'] for job in jobs.values() for step in job['steps'] if 'uses' in step]
+        assert used and [u for u in used if not re.fullmatch(r'[\w./-]+@v\d+\.\d+\.\d+', u)] == []
+
+
+# Paths of one machine: where this checkout and this user's files lie, and common roots (in two parts each, so that this
+# file does not find itself)
+PRIVATE = re.compile('|'.join([re.escape(f'{ROOT}/'), re.escape(f'{Path.home()}/'), r'(?<![\w.])/ro' r'ot/',
+                               r'(?<![\w.])/wo' r'rk/', r'\.\./sha' r'red']))
+
+
+def test_no_file_names_one_machine():
+    bad, binary = [], ('.png', '.onnx', '.safetensors', '.gz', '.tif', '.ico', '.npz', '.mo')
+    for name in tracked_files():
+        if name.startswith('.ci/') or name == 'LICENSE' or Path(name).suffix in binary: continue
+        text = (ROOT/name).read_text(encoding='utf-8')
+        # Pictures inside notebooks are text by chance only
+        text = re.sub(r'"image/png": "[^"]*"', '', text)
+        bad += [f'{name}: {m[0]}' for m in PRIVATE.finditer(text)]
+    assert bad == []
+
+
+@pytest.mark.parametrize('text', [f'{ROOT}/nbs', f'{Path.home()}/x', 'see /ro' 'ot/x', '"/wo' 'rk/main"',
+                                  '../sha' 'red/data'])
+def test_a_machine_path_is_recognised(text): assert PRIVATE.search(text)
+
+
+def test_a_path_inside_the_project_is_not(): assert not PRIVATE.search('frame' '/wo' 'rk/flow homework/root.py')
