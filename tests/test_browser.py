@@ -156,7 +156,7 @@ def test_from_the_landing_page_to_the_mask_and_away_with_it(visit, volume, card,
     assert axe(page) == []
     give(page, {volume.name: volume.read_bytes()})
     seg = Segmenter(card).segment(volume)
-    assert numbers(page) == {'Lesion, mL': f'{seg.volume_ml:.1f}', 'Confidence': f'{seg.confidence:.2f}', 'Slices': f"{seg.stats['n_slices']} / 12", 'Pieces': str(seg.stats['n_components'])}
+    assert numbers(page) == {'Lesion, mL': f'{seg.volume_ml:.1f}', 'Confidence': f'{seg.confidence:.2f}', 'Slices': f"{seg.stats['n_slices']} / 12", 'Components': str(seg.stats['n_components'])}
     shoot(page, 'result')
     assert axe(page) == []
     # the keyboard moves slice and threshold
@@ -184,7 +184,7 @@ def test_from_the_landing_page_to_the_mask_and_away_with_it(visit, volume, card,
     assert Image.open(io.BytesIO(download(page, 'This view'))).size[1] == 560
     assert json.loads(download(page, 'Report (JSON)'))['lesion_px'] == mask.sum()
     # a reference beside it
-    page.get_by_text('Compare with a reference outline').click()
+    page.get_by_text('Compare with a reference mask').click()
     truth = write_nifti(tmp_path/'t_mask.nii.gz', np.roll(head()[1], 3, 1).astype(np.uint8), dtype=np.uint8)
     give(page, {truth.name: truth.read_bytes()}, n=1)
     page.get_by_text('Difference', exact=True).first.click(); settle(page)
@@ -341,7 +341,7 @@ def test_twenty_visitors_each_get_their_own(card, tmp_path, capsys):
         many = memory_mb(job.pid)
         text = log.read_text()
     for (metrics, _), seg in zip(answers, expected):
-        assert metrics == {'Lesion, mL': f'{seg.volume_ml:.1f}', 'Confidence': f'{seg.confidence:.2f}', 'Slices': f"{seg.stats['n_slices']} / {seg.scan.n_slices}", 'Pieces': str(seg.stats['n_components'])}
+        assert metrics == {'Lesion, mL': f'{seg.volume_ml:.1f}', 'Confidence': f'{seg.confidence:.2f}', 'Slices': f"{seg.stats['n_slices']} / {seg.scan.n_slices}", 'Components': str(seg.stats['n_components'])}
     assert len({m['Lesion, mL'] for m, _ in answers}) > VISITORS//2 and 'visitor' not in text and 'Traceback' not in text
     with capsys.disabled(): print(f' [server: {started:.0f} MB, 1 visitor {one:.0f} MB, {VISITORS} visitors {many:.0f} MB; slowest answer {max(s for _, s in answers):.1f} s] ', end='')
 

@@ -4,9 +4,13 @@ from importlib.resources import files
 from io import BytesIO
 
 import pytest
+from bright_model import bright, write_model
+from hostile import HOSTILE
 
 from neuroseg.app.i18n import CARD_LABELS, LANGUAGES, TEXTS, catalogue, figure, say, translated
+from neuroseg.app.session import segment_uploads
 from neuroseg.core import SEVERITIES, InputError, Message
+from neuroseg.segmentation.result import Segmenter
 
 LOCALE = files('neuroseg')/'app/locale/fr/LC_MESSAGES'
 # core.py makes messages from plain sentences and from stored ones; their texts are no templates
@@ -116,3 +120,19 @@ def test_an_unknown_sentence_stays_english(said): assert translated(said, 'fr') 
 def test_each_language_answers():
     for lang in LANGUAGES: assert say('notice', lang) and catalogue(lang) is catalogue(lang)
     assert figure(-1234.5, ',.1f', 'fr') == '-1\xa0234,5' and figure(3, '', 'fr') == '3'
+
+
+class Upload:
+    def __init__(self, name, data): self.name, self.data = name, data
+    def getvalue(self): return self.data
+
+
+@pytest.fixture(scope='module')
+def segmenter(tmp_path_factory): return Segmenter(write_model(tmp_path_factory.mktemp('model'), bright()))
+
+
+@pytest.mark.parametrize('inputs,says', [pytest.param(inputs, says, id=name) for name, inputs, says in HOSTILE])
+def test_every_refusal_of_a_hostile_input_has_french(segmenter, inputs, says):
+    "An error with a plain sentence would be shown in English."
+    _, refusals = segment_uploads(segmenter, [Upload(*item) for item in inputs.items()])
+    assert refusals and all(r.message.code != 'error' and r.text('fr') != r.text() for r in refusals), refusals
