@@ -136,7 +136,9 @@ def stage_page(
         cell['source'] = text
         for out in cell.get('outputs', []):
             data = out.get('data', {})
-            if 'text/markdown' in data: data['text/markdown'] = _relink(''.join(data['text/markdown']))
+            # Staging runs the cells of a module as a script, so the types of its signatures come as `__main__.Scan`
+            if 'text/markdown' in data:
+                data['text/markdown'] = _relink(''.join(data['text/markdown']).replace('__main__.', ''))
     page.unlink()
     Path(staged(page)).write_text(json.dumps(nb), encoding='utf-8')
 
