@@ -29,8 +29,8 @@ def dangling(
     root, # What its path starts from
 )->str: # What is wrong, naming the pointer; empty if it leads somewhere
     "Follow a pointer without importing anything."
-    named = re.fullmatch(r'neuroseg\.(\w+):([A-Za-z]\w*)', pointer)
-    path, mark, place = (f'neuroseg/{named[1]}.py', ':', named[2]) if named else pointer.partition('#')
+    named = re.fullmatch(r'neuroseg\.([\w.]+):([A-Za-z]\w*)', pointer)
+    path, mark, place = (f"neuroseg/{named[1].replace('.', '/')}.py", ':', named[2]) if named else pointer.partition('#')
     if not (root/path).is_file(): return f'{pointer}: there is no file {path}'
     if not mark: return ''
     if named:
@@ -69,7 +69,8 @@ def test_a_pointer_leads_somewhere(pointer):
 
 
 def test_pointers_lead_to_what_a_clone_has():
-    paths = {re.sub(r'^neuroseg\.(\w+):.*', r'neuroseg/\1.py', p).partition('#')[0] for p in POINTERS}
+    files = [re.sub(r'^neuroseg\.([\w.]+):.*', lambda m: f"neuroseg/{m[1].replace('.', '/')}.py", p) for p in POINTERS]
+    paths = {f.partition('#')[0] for f in files}
     assert paths - set(tracked_files()) == set()
 
 
