@@ -16,7 +16,6 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from fastcore.basics import patch
 
 from ..core import need
 
@@ -33,17 +32,14 @@ class Field:
         power = np.exp(-.5*(n[:,None,None]**2 + n[:,None]**2 + n**2)*(np.pi*scale_mm/2/BOX_MM)**2)
         self.coef = (rng.standard_normal(power.shape)*power/np.sqrt((power**2).sum()/8)).astype(np.float32)
 
-# %% ../../nbs/scans/09_anatomy.ipynb #c012
-@patch
-def __call__(self:Field,
-    z:np.ndarray, # Grid planes in mm `(Z,)`
-    y:np.ndarray, # Rows in mm `(Y,)`
-    x:np.ndarray, # Columns in mm `(X,)`
-)->np.ndarray: # Values float32 `(Z,Y,X)`
-    "The field on the grid that `z`, `y` and `x` span."
-    n = np.arange(len(self.coef))
-    bz,by,bx = (np.cos(np.pi*np.outer(np.asarray(a)/BOX_MM + .5, n)).astype(np.float32) for a in (z,y,x))
-    return by @ np.tensordot(bz, self.coef, 1) @ bx.T
+    def __call__(self,
+        z:np.ndarray, # Grid planes in mm `(Z,)`
+        y:np.ndarray, # Rows in mm `(Y,)`
+        x:np.ndarray, # Columns in mm `(X,)`
+    )->np.ndarray: # Values float32 `(Z,Y,X)` on the grid that they span
+        n = np.arange(len(self.coef))
+        bz,by,bx = (np.cos(np.pi*np.outer(np.asarray(a)/BOX_MM + .5, n)).astype(np.float32) for a in (z,y,x))
+        return by @ np.tensordot(bz, self.coef, 1) @ bx.T
 
 # %% ../../nbs/scans/09_anatomy.ipynb #c017
 def ramp(

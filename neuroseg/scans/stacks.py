@@ -9,7 +9,7 @@ __all__ = ['Scan', 'copies_of_flair', 'slice_files', 'check_alike', 'stack_plane
            'read_stack', 'numbered']
 
 # %% ../../nbs/scans/02_stacks.ipynb #c002
-import os, warnings
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -25,7 +25,8 @@ def test_components_agree_with_scipy(ndim, connectivity):
         labels, n = components(mask, connectivity=connectivity)
         expected, m = ndimage.label(mask, structure(ndim, connectivity))
         assert n==m and labels.shape==mask.shape and np.array_equal(labels>0, mask)
-        assert len(set(zip(labels.ravel().tolist(), expected.ravel().tolist())))==n+(not mask.all()) # one label of ours for each of theirs
+        # one label of ours for each of theirs
+        assert len(set(zip(labels.ravel().tolist(), expected.ravel().tolist())))==n+(not mask.all())
         assert sorted(np.unique(labels))==list(range(0 if not mask.all() else 1, n+1))
 
 def test_default_connectivity_is_full():
@@ -34,7 +35,9 @@ def test_default_connectivity_is_full():
     corner = np.zeros((2,2,2), bool); corner[0,0,0] = corner[1,1,1] = True
     assert components(corner)[1]==1 and components(corner, connectivity=18)[1]==2
 
-@pytest.mark.parametrize('mask', [np.asfortranarray(np.eye(4, dtype=bool)), np.eye(8, dtype=bool)[::2,::2], np.eye(4, dtype=bool)[::-1]])
+@pytest.mark.parametrize('mask',
+                         [np.asfortranarray(np.eye(4, dtype=bool)), np.eye(8, dtype=bool)[::2,::2],
+                          np.eye(4, dtype=bool)[::-1]])
 def test_memory_layout_does_not_matter(mask):
     assert components(mask)[1]==components(mask.copy())[1]==1
     assert np.array_equal(fill_holes(mask), mask) and np.array_equal(boundary(mask), mask)
@@ -60,7 +63,8 @@ def test_fill_holes_agrees_with_scipy_slice_by_slice():
         assert np.array_equal(fill_holes(mask), expected if mask.ndim==3 else expected[0])
 
 def test_fill_holes_is_not_three_dimensional():
-    "A cavity closed within its slice is filled though the slice above is open, and a 3-D cavity closed above is not if it is open in its slice."
+    """A cavity closed within its slice is filled although the slice above is open; one open in its slice is not,
+    although the slices above and below close it."""
     ring = np.ones((3,3), bool); ring[1,1] = False
     gap = ring.copy(); gap[1,2] = False
     assert fill_holes(np.stack([ring, np.zeros((3,3), bool)])).sum()==9
@@ -105,14 +109,16 @@ def test_volume_scales_with_each_axis_and_ignores_flips():
             assert volume_ml(np.flip(mask, axis), (5,1,2))==v
         assert volume_ml(mask.transpose(2,0,1), (2,5,1))==pytest.approx(v)
 
-@pytest.mark.parametrize('spacing,error', [((1,1), ShapeError), (1., ShapeError), ((1,1,1,1), ShapeError), ((1,1,0), InputError),
+@pytest.mark.parametrize('spacing,error',
+                         [((1,1), ShapeError), (1., ShapeError), ((1,1,1,1), ShapeError), ((1,1,0), InputError),
     ((1,1,-1), InputError), ((1,1,float('nan')), InputError), ((1,1,float('inf')), InputError)])
 def test_bad_spacing(spacing, error):
     with pytest.raises(error, match='spacing_mm'): volume_ml(np.ones((2,2,2), bool), spacing)
     with pytest.raises(error, match='spacing_mm'): check_spacing(spacing, 3)
     with pytest.raises(error, match='spacing_mm'): lesion_stats(np.ones((2,2,2), bool), spacing)
 
-@pytest.mark.parametrize('bad', [np.zeros((2,2), np.uint8), np.zeros((2,2), float), np.full((2,2), 255, np.uint8), [[0,1]]])
+@pytest.mark.parametrize('bad',
+                         [np.zeros((2,2), np.uint8), np.zeros((2,2), float), np.full((2,2), 255, np.uint8), [[0,1]]])
 @pytest.mark.parametrize('f', [check_mask, components, largest_component, fill_holes, boundary, lesion_stats])
 def test_only_booleans_are_masks(f, bad):
     with pytest.raises(InputError, match='a mask is boolean'): f(bad)
@@ -134,13 +140,16 @@ def test_lesion_stats_by_hand():
     mask = np.zeros((4,6,6), bool)
     mask[1,1:3,1:3] = mask[2,1:3,1:3] = True # 8 voxels
     mask[3,5,5] = True # and one on its own
-    assert lesion_stats(mask, (5,1,1))==dict(n_px=9, n_slices=3, n_components=2, largest_px=8, area_px=[0,4,4,1], volume_ml=.045, largest_ml=.04)
-    assert lesion_stats(mask[2])==dict(n_px=4, n_slices=1, n_components=1, largest_px=4, area_px=[4], volume_ml=None, largest_ml=None)
-    assert lesion_stats(mask & False, (5,1,1))==dict(n_px=0, n_slices=0, n_components=0, largest_px=0, area_px=[0]*4, volume_ml=0, largest_ml=0)
+    assert lesion_stats(mask, (5,1,1))==dict(n_px=9, n_slices=3, n_components=2, largest_px=8, area_px=[0,4,4,1],
+                                             volume_ml=.045, largest_ml=.04)
+    assert lesion_stats(mask[2])==dict(n_px=4, n_slices=1, n_components=1, largest_px=4, area_px=[4], volume_ml=None,
+                                       largest_ml=None)
+    assert lesion_stats(mask & False, (5,1,1))==dict(n_px=0, n_slices=0, n_components=0, largest_px=0, area_px=[0]*4,
+                                                     volume_ml=0, largest_ml=0)
 
 
 @pytest.mark.parametrize('share', [0, .2, .5, .9, 1])
-def test_main_pieces_by_hand(share):
+def test_filter_components_by_hand(share):
     rng = np.random.default_rng(int(share*10))
     for mask in random_masks(40, seed=7):
         weight = rng.random(mask.shape)+.01
@@ -149,9 +158,11 @@ def test_main_pieces_by_hand(share):
         expected = np.isin(labels, [i for i,m in enumerate(mass, 1) if m >= share*max(mass)])
         assert np.array_equal(filter_components(mask, weight, share=share), expected)
 
-def test_main_pieces_of_equals_keep_all_and_are_stable():
+def test_filter_components_keeps_equals_and_is_stable():
     two = np.array([[1,0,1,1,0,1,1]], bool)
-    assert filter_components(two, share=1).sum()==4 and np.array_equal(filter_components(filter_components(two, share=1), share=1), filter_components(two, share=1))
-    assert filter_components(two, np.zeros(two.shape), share=.5).sum()==5 # nothing weighs anything: no piece is lighter than another
+    assert filter_components(two, share=1).sum()==4
+    assert np.array_equal(filter_components(filter_components(two, share=1), share=1), filter_components(two, share=1))
+    # all weights are zero: no component is lighter than another
+    assert filter_components(two, np.zeros(two.shape), share=.5).sum()==5
     for share in (-.1, 1.1, float('nan')):
         with pytest.raises(ConfigError, match='share='): filter_components(two, share=share)

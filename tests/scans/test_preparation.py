@@ -26,8 +26,12 @@ def head(shape=(12,80,70), seed=0, blobs=2):
     Z,Y,X = shape
     tissue = ball((Z/2,Y/2,X/2), (Z*.6,Y*.42,X*.4))
     mask = np.zeros(shape, bool)
-    for _ in range(blobs): mask |= ball((rng.uniform(Z*.3,Z*.7), rng.uniform(Y*.35,Y*.65), rng.uniform(X*.35,X*.65)), (Z*.2, *rng.uniform(8,12,2)))
-    data = np.stack([tissue*(90+20*c) + mask*tissue*(80 if c==1 else 10) + rng.normal(0,3,shape) for c in range(3)]).astype(np.float32)
+    for _ in range(blobs):
+        mask |= ball((rng.uniform(Z*.3,Z*.7), rng.uniform(Y*.35,Y*.65), rng.uniform(X*.35,X*.65)),
+                     (Z*.2, *rng.uniform(8,12,2)))
+    noise = [rng.normal(0,3,shape) for _ in range(3)]
+    data = np.stack([tissue*(90+20*c) + mask*tissue*(80 if c==1 else 10) + noise[c] for c in range(3)])
+    data = data.astype(np.float32)
     return data, mask & tissue
 
 
@@ -40,7 +44,8 @@ def stored(data, mask, codes, spacing=(5.,1.,1.)):
         return np.transpose(np.asarray(img.dataobj), (2,1,0)), img
     vols = [one(v)[0] for v in data]
     m,img = one(mask.astype(np.uint8))
-    return Scan(np.stack(vols), SEQUENCES, spacing_mm=tuple(nib.affines.voxel_sizes(img.affine)[::-1]), affine=img.affine), m>0
+    return Scan(np.stack(vols), SEQUENCES, spacing_mm=tuple(nib.affines.voxel_sizes(img.affine)[::-1]),
+                affine=img.affine), m>0
 
 
 def test_there_are_48_orientations(): assert len(set(ORIENTATIONS))==48
@@ -125,7 +130,8 @@ def test_rescale_takes_its_range_from_the_head_alone():
     m = head_mask(data[1])
     wide = np.pad(data[1], ((0,0),(40,40),(40,40)))
     assert np.allclose(rescale(wide, np.pad(m, ((0,0),(40,40),(40,40))))[:,40:-40,40:-40], rescale(data[1], m))
-    assert rescale(np.full((2,4,4), 7.), np.ones((2,4,4), bool)).max()==0 # a flat sequence beside a good FLAIR does not divide by zero
+    # a flat sequence beside a good FLAIR does not divide by zero
+    assert rescale(np.full((2,4,4), 7.), np.ones((2,4,4), bool)).max()==0
 
 
 def test_missing_sequences_are_flair():
@@ -195,7 +201,8 @@ def test_thesis_plane_is_what_pillow_does(shape):
 def test_thesis_masks_have_a_soft_rim():
     m = np.zeros((256,256), bool); m[60:121,80:141] = True
     t = thesis_plane(m)
-    assert set(np.unique(t)) > {0,255} and np.array_equal(t, np.asarray(Image.fromarray(m.astype(np.uint8)*255).resize((128,128))))
+    assert set(np.unique(t)) > {0,255}
+    assert np.array_equal(t, np.asarray(Image.fromarray(m.astype(np.uint8)*255).resize((128,128))))
 
 
 def test_grey_stored_in_three_channels_stays_grey():
@@ -203,7 +210,9 @@ def test_grey_stored_in_three_channels_stays_grey():
     assert np.array_equal(thesis_plane(np.dstack([a]*3)), thesis_plane(a))
 
 
-@pytest.mark.parametrize('a', [np.zeros((8,8,4),np.uint8), np.zeros((8,8)), np.zeros(8,np.uint8), np.zeros((2,8,8,3),np.uint8), np.zeros((8,8),np.uint16)])
+@pytest.mark.parametrize('a',
+                         [np.zeros((8,8,4),np.uint8), np.zeros((8,8)), np.zeros(8,np.uint8),
+                          np.zeros((2,8,8,3),np.uint8), np.zeros((8,8),np.uint16)])
 def test_thesis_plane_takes_8_bit_planes_only(a):
     with pytest.raises(ShapeError, match='expected uint8'): thesis_plane(a)
 
@@ -223,4 +232,5 @@ def test_thesis_slices_are_axial_and_in_order():
     x,y = thesis_slices(scan, m)
     assert x.shape==y.shape==(12,128,128)
     for i in (0,5,11):
-        assert np.array_equal(x[i], thesis_plane(np.moveaxis(data[:,i],0,-1).astype(np.uint8))) and np.array_equal(y[i], thesis_plane(mask[i]))
+        assert np.array_equal(x[i], thesis_plane(np.moveaxis(data[:,i],0,-1).astype(np.uint8)))
+        assert np.array_equal(y[i], thesis_plane(mask[i]))
