@@ -176,8 +176,8 @@ def _by_sequence(scan, of):
     "The volumes of a scan by sequence, FLAIR among them; `of`: the name of the caller, for the message."
     have = dict(zip(scan.sequences, scan.data))
     if 'flair' not in have:
-        raise InputError(Message('no_flair', "{of}: sequences {sequences} hold no 'flair'; say which channel is FLAIR",
-                                 'error', of=of, sequences=tuple(have)))
+        raise InputError(Message('no_flair_channel', "{of}: sequences {sequences} hold no 'flair'; say which channel "
+                                 "is FLAIR", 'error', of=of, sequences=tuple(have)))
     return have
 
 # %% ../../nbs/scans/08_preparation.ipynb #s001
