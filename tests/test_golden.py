@@ -6,15 +6,13 @@ import pytest
 
 for library in ('matplotlib', 'pandas', 'yaml', 'nbformat'): pytest.importorskip(library)
 from conftest import ROOT
-from neuroseg.reports import figures
-from neuroseg.reports import summaries
-from neuroseg.reports import reproduce
+from neuroseg.reports.stored_run import draw, kept_runs, summary
 from neuroseg.core import read_json
 from neuroseg.segmentation.result import segment
 from neuroseg.scans.phantom import sample_path
 from PIL import Image
 
-RUNS = [f.relative_to(ROOT/'reports').as_posix() for f in reproduce.kept_runs(ROOT)]
+RUNS = [f.relative_to(ROOT/'reports').as_posix() for f in kept_runs(ROOT)]
 FIGURES = [(run, f.stem) for run in RUNS for f in sorted((ROOT/'reports'/run/'figures').glob('*.png'))]
 GOLDEN = ROOT/'tests'/'golden'
 
@@ -34,7 +32,7 @@ def test_there_are_eight_stored_runs(): assert len(RUNS) >= 8
 
 @pytest.mark.parametrize('run', RUNS)
 def test_every_stored_number_is_computed_again(run):
-    stored, now = (numbers(s) for s in (read_json(ROOT/'reports'/run/'summary.json'), summaries.summary(ROOT/'reports'/run)))
+    stored, now = (numbers(s) for s in (read_json(ROOT/'reports'/run/'summary.json'), summary(ROOT/'reports'/run)))
     assert len(stored) > 10 and now.keys() == stored.keys()
     assert {k: (now[k], v) for k, v in stored.items() if not math.isclose(now[k], v, rel_tol=1e-9, abs_tol=1e-12)} == {}
 
@@ -45,7 +43,7 @@ def pixels(file): return np.asarray(Image.open(file).convert('RGBA'))
 @pytest.mark.parametrize('run, figure', FIGURES, ids=[f'{run}:{figure}' for run, figure in FIGURES])
 def test_every_stored_figure_is_drawn_again(run, figure, tmp_path):
     shutil.copytree(ROOT/'reports'/run, tmp_path/'run', ignore=shutil.ignore_patterns('figures', 'trainings', '*.ipynb', '*.html'))
-    drawn = figures.draw(tmp_path/'run', run.split('/')[0], figure)
+    drawn = draw(tmp_path/'run', figure)
     assert np.array_equal(pixels(drawn), pixels(ROOT/'reports'/run/'figures'/f'{figure}.png'))
 
 
