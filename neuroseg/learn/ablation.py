@@ -17,8 +17,10 @@ import numpy as np
 
 from ..core import ConfigError, InputError, merged, need, read_json, write_json
 from ..segmentation.result import Segmenter
-from ..cohorts.privacy import at_home, cohort_of, guarded, safe_rows
-from ..evaluation.scores import compare, evaluate_cases, read_rows, write_rows
+from ..cohorts.disclosure import at_home, safe_rows
+from ..cohorts.privacy import policy_of, guarded
+from ..cohorts.tables import read_rows, write_rows
+from ..evaluation.scores import compare, evaluate_cases
 from .parallel import spread
 from .cross_validation import fit_cohort, recipe, split_cohort
 
@@ -104,7 +106,7 @@ def _train(job, *, folder, runs, layout, progress):
 
 def _use_otherwise(arm, fold, seed, *, folder, runs, layout, progress):
     "Score the network of the base, used in another way."
-    at, cohort = run_folder(runs, arm.name, fold, seed), cohort_of(folder, layout)
+    at, cohort = run_folder(runs, arm.name, fold, seed), policy_of(folder, layout)
     segmenter = Segmenter(run_folder(runs, 'base', fold, seed)/'model'/'ablated.json')
     asked = dict(predict=arm.predict, network=segmenter.card.sha256)
     if (at/'predict.json').exists() and read_json(at/'predict.json')==asked: return # written last: the scores beside it are whole

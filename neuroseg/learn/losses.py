@@ -19,7 +19,7 @@ from ..evaluation.metrics import dice
 def soft_dice(
     prob:torch.Tensor, # `(B,1,H,W)` in [0, 1]
     targ:torch.Tensor, # `(B,1,H,W)` in [0, 1]
-    smooth:float=1., # Added above and below; with 1 two empty masks score 1
+    smooth:float=1., # Added to numerator and denominator; with 1 two empty masks score 1
 )->torch.Tensor: # Scalar in [0, 1]
     "Soft Dice of a whole batch, pooled over its pixels."
     prob,targ = prob.float(),targ.float()
@@ -53,8 +53,8 @@ def slice_overlap(
     prob:torch.Tensor, # `(B,1,H,W)` in [0, 1]
     targ:torch.Tensor, # `(B,1,H,W)` in [0, 1]
     *,
-    missed:float=.5, # Price of a pixel of tumour that was not found
-    wrong:float=.5, # Price of a pixel found that is none; both at .5 are Dice
+    missed:float=.5, # Weight of a pixel of tumour that was not found
+    wrong:float=.5, # Weight of a false alarm; both at .5 are Dice
 )->torch.Tensor: # Scalar in [0, 1]
     "Tversky's overlap of each slice that holds tumour, averaged; 1 where no slice does."
     prob,targ = prob.float(),targ.float()

@@ -25,7 +25,7 @@ from .trainer import load_weights, make_learner, merge_low_rank, save_weights, _
 
 # %% ../../nbs/learn/07_train.ipynb #c009
 def learner_state(
-    learn:Learner, # That has trained
+    learn:Learner, # After some training
 )->dict: # Name to tensor
     "Weights, optimiser state and weight average as one flat dict of tensors."
     out = {f'model.{k}':v for k,v in learn.model.state_dict().items()}
@@ -35,7 +35,7 @@ def learner_state(
 
 # %% ../../nbs/learn/07_train.ipynb #c013
 def save_checkpoint(
-    learn:Learner, # That has trained
+    learn:Learner, # After some training
     path:Path, # `.safetensors`
     meta:dict, # JSON-ready facts: next epoch, history, best
 ):
@@ -48,33 +48,42 @@ def save_checkpoint(
 def checkpoint_meta(
     path:Path, # `.safetensors` written by `save_checkpoint`
 )->dict: # Its facts
-    "What a checkpoint says about itself, without loading a tensor."
+    "The facts stored in a checkpoint, without loading a tensor."
     with _opening(path, 'a checkpoint') as st, st.safe_open(path, 'pt') as f: return json.loads(f.metadata()['run'])
 
-# %% ../../nbs/learn/07_train.ipynb #c017
+# %% ../../nbs/learn/07_train.ipynb #cadace02
 def _like(v, ref):
     "`v` with the device and memory layout of `ref`, so that arithmetic runs in the same order as before."
     return torch.empty_like(ref, dtype=v.dtype).copy_(v) if v.shape==ref.shape else v
 
+def _load_optimizer(learn, state):
+    "Fill the optimiser from tensors named NUMBER.NAME."
+    if learn.opt is None: learn.create_opt()
+    opt = learn.opt.opt
+    params,filled = [p for g in opt.param_groups for p in g['params']], {}
+    for k,v in state.items():
+        i,name = k.split('.',1)
+        filled.setdefault(int(i),{})[name] = _like(v, params[int(i)])
+    opt.load_state_dict({'state':filled, 'param_groups':opt.state_dict()['param_groups']})
+
+# %% ../../nbs/learn/07_train.ipynb #c017
 def load_checkpoint(
     learn:Learner, # From `make_learner`
     path:Path, # `.safetensors` written by `save_checkpoint`
 )->dict: # Its facts
-    "Put a run back to where `save_checkpoint` left it."
+    "Restore the state that `save_checkpoint` wrote."
     meta = checkpoint_meta(path)
     with _opening(path, 'a checkpoint') as st, st.safe_open(path, 'pt') as f: t = {k:f.get_tensor(k) for k in f.keys()}
-    part = lambda p: {k[len(p):]:v for k,v in t.items() if k.startswith(p)}
+    def part(p): return {k[len(p):]:v for k,v in t.items() if k.startswith(p)}
     weights = learn.model.state_dict()
     if {k:v.shape for k,v in part('model.').items()}!={k:v.shape for k,v in weights.items()}:
-        raise RunError(f"`{Path(path).name}` holds the state of another network; build the one that its configuration names")
+        raise RunError(f"`{Path(path).name}` holds the state of another network; "
+                       "build the network that its configuration names")
     learn.model.load_state_dict(part('model.'))
-    if learn.opt is None: learn.create_opt()
-    params,state = [p for g in learn.opt.opt.param_groups for p in g['params']], {}
-    for k,v in part('opt.').items():
-        i,name = k.split('.',1)
-        state.setdefault(int(i),{})[name] = _like(v, params[int(i)])
-    learn.opt.opt.load_state_dict({'state':state, 'param_groups':learn.opt.opt.state_dict()['param_groups']})
-    if hasattr(learn, 'weight_average'): learn.weight_average.avg,learn.weight_average.n = {k:_like(v, weights[k]) for k,v in part('avg.').items()},meta['avg_n']
+    _load_optimizer(learn, part('opt.'))
+    if hasattr(learn, 'weight_average'):
+        learn.weight_average.avg = {k:_like(v, weights[k]) for k,v in part('avg.').items()}
+        learn.weight_average.n = meta['avg_n']
     return meta
 
 # %% ../../nbs/learn/07_train.ipynb #c019
@@ -82,7 +91,7 @@ def write_history(
     path:Path, # `history.csv`
     rows:list, # One dict an epoch
 ):
-    "One row an epoch, rewritten whole after each."
+    "Write the log of a run, one row an epoch."
     with atomic_path(path) as tmp, open(tmp,'w',newline='') as f:
         w = csv.DictWriter(f, list(rows[0])); w.writeheader(); w.writerows(rows)
 
@@ -91,19 +100,21 @@ def read_history(
 )->list: # One dict an epoch: epoch, train_loss, valid_loss, pooled_dice, thesis_dice, train_s
     "The rows of a run's log as numbers."
     try: text = Path(path).read_text()
-    except OSError as e: raise InputError(f"`{Path(path).name}` cannot be read; expected the log of a training in `{Path(path).parent.name}`") from e
+    except OSError as e:
+        raise InputError(f"`{Path(path).name}` cannot be read; expected the log of a training in "
+                         f"`{Path(path).parent.name}`, name the folder of a run") from e
     return [{k: int(v) if k=='epoch' else float(v) for k,v in row.items()} for row in csv.DictReader(text.splitlines())]
 
 # %% ../../nbs/learn/07_train.ipynb #c021
 class Checkpoint(Callback):
-    "After each epoch: one row of history.csv, a checkpoint to resume from, the best weights, and early stopping."
+    "After each epoch: a row of history.csv, a checkpoint, the best weights, and early stopping."
     order = 60
     def __init__(self, folder:Path, cfg:TrainConfig, start:int=0, meta:dict=None, data:list=None):
         self.folder,self.cfg,self.start,self.data = Path(folder),cfg,start,data
         meta = meta or {}
         self.history,self.best,self.smooth = meta.get('history',[]), meta.get('best'), meta.get('smooth')
     def before_train(self):
-        if self.smooth and self.epoch==self.start: # the moving mean of the training loss goes on, too
+        if self.smooth and self.epoch==self.start: # the moving mean of the training loss continues, too
             mean = self.recorder.smooth_loss
             mean.count,mean.val = self.smooth[0],torch.tensor(self.smooth[1])
         self.t0 = time.perf_counter()
@@ -114,36 +125,44 @@ class Checkpoint(Callback):
 
 # %% ../../nbs/learn/07_train.ipynb #c024
 @patch
-def after_epoch(self:Checkpoint):
-    if self.epoch<self.start: return # fastai runs through the finished epochs without training
-    row = self.row()
+def note(self:Checkpoint, row):
+    "Add a row to the log and keep the weights if they are the best so far."
     loss = row.get('valid_loss', row['train_loss'])
-    if not np.isfinite(loss): raise RunError(f"train: the loss is {loss} after epoch {self.epoch}, training has diverged; choose a smaller learning rate than {self.cfg.lr:g} and another folder")
+    if not np.isfinite(loss):
+        raise RunError(f"train: the loss is {loss} after epoch {self.epoch}, training has diverged; "
+                       f"choose a smaller learning rate than {self.cfg.lr:g} and another folder")
     self.history.append(row)
     write_history(self.folder/'history.csv', self.history)
-    if self.best is None or loss<self.best['loss']:
-        self.best = {'loss':loss, 'epoch':self.epoch}
-        if self.cfg.keep=='best': save_weights(self.learn, self.folder/'best.safetensors')
+    if self.best is not None and loss>=self.best['loss']: return
+    self.best = {'loss':loss, 'epoch':self.epoch}
+    if self.cfg.keep=='best': save_weights(self.learn, self.folder/'best.safetensors')
+
+@patch
+def after_epoch(self:Checkpoint):
+    if self.epoch<self.start: return # fastai runs through the finished epochs without training
+    self.note(self.row())
     mean = self.recorder.smooth_loss
-    save_checkpoint(self.learn, self.folder/'checkpoint.safetensors', {'next_epoch':self.epoch+1, 'history':self.history, 'best':self.best,
-        'smooth':[mean.count, float(mean.val)], 'config':config_dict(self.cfg), 'data':self.data})
+    save_checkpoint(self.learn, self.folder/'checkpoint.safetensors', dict(
+        next_epoch=self.epoch+1, history=self.history, best=self.best, smooth=[mean.count, float(mean.val)],
+        config=config_dict(self.cfg), data=self.data))
     if self.cfg.patience and self.epoch-self.best['epoch']>=self.cfg.patience: raise CancelFitException
 
 # %% ../../nbs/learn/07_train.ipynb #c031
 def resume(
-    learn:Learner, # As `make_learner` makes it
+    learn:Learner, # From `make_learner`
     folder:Path, # Of the run
     cfg:TrainConfig, # Of this run
-    data:list, # Fingerprints of the slices to train on and to watch
+    data:list, # Fingerprints of the slices for training and validation
 )->dict|None: # Facts of the checkpoint that was loaded; None where there is none
     "Load the checkpoint of a folder if it belongs to this run; refuse it if it belongs to another."
     path = Path(folder)/'checkpoint.safetensors'
     if not path.exists(): return None
-    meta = checkpoint_meta(path)
-    if 'config' not in meta: raise RunError(f"train: the checkpoint in `{path.parent.name}` says nothing of its configuration; choose another folder or delete it")
-    differ = config_diff(stored_config(meta['config']), cfg)
-    if differ: raise RunError(f"train: `{path.parent.name}` holds a checkpoint of another configuration ({', '.join(f'{k} was {a}, is {b}' for k,(a,b) in differ.items())}); choose another folder or delete it")
-    if meta.get('data') not in (None, data): raise RunError(f"train: `{path.parent.name}` holds a checkpoint of a training on other slices; choose another folder or delete it")
+    meta,name,todo = checkpoint_meta(path), path.parent.name, 'choose another folder or delete it'
+    if 'config' not in meta: raise RunError(f"train: the checkpoint in `{name}` holds no configuration; {todo}")
+    differ = ', '.join(f'{k} was {a}, is {b}' for k,(a,b) in config_diff(stored_config(meta['config']), cfg).items())
+    if differ: raise RunError(f"train: `{name}` holds a checkpoint of another configuration ({differ}); {todo}")
+    if meta.get('data') not in (None, data):
+        raise RunError(f"train: `{name}` holds a checkpoint of a training on other slices; {todo}")
     return load_checkpoint(learn, path)
 
 # %% ../../nbs/learn/07_train.ipynb #c034
@@ -153,11 +172,12 @@ def finished(
 )->bool:
     "Whether a run has come to its end, by its epochs or by its patience."
     if not meta: return False
-    return meta['next_epoch']>=cfg.epochs or bool(cfg.patience and meta['next_epoch']-1-meta['best']['epoch']>=cfg.patience)
+    if meta['next_epoch']>=cfg.epochs: return True
+    return bool(cfg.patience) and meta['next_epoch']-1-meta['best']['epoch']>=cfg.patience
 
 # %% ../../nbs/learn/07_train.ipynb #c036
 def finish_run(
-    learn:Learner, # That has come to its end
+    learn:Learner, # At the end of its training
     folder:Path, # Of the run
     cfg:TrainConfig, # Of the run
 )->Learner: # With the weights of the run's result, in eval mode
@@ -170,10 +190,10 @@ def finish_run(
     learn.model.eval()
     return learn
 
-# %% ../../nbs/learn/07_train.ipynb #c039
+# %% ../../nbs/learn/07_train.ipynb #c8c1a5a7
 @contextmanager
 def _quiet(learn, progress):
-    "No bars and rows if not wanted; an error of ours without fastai's remark on the callback; no autocast left open."
+    "No bars and rows unless wanted; a `NeurosegError` without fastai's note of the callback; no autocast left open."
     with ExitStack() as stack:
         if not progress: stack.enter_context(learn.no_bar()); stack.enter_context(learn.no_logging())
         try: yield
@@ -181,29 +201,41 @@ def _quiet(learn, progress):
         finally:
             if hasattr(learn, 'b_float16'): learn.b_float16.close()
 
+def _run_folder(folder):
+    "The folder of a run, made if need be; checkpoints that a kill left half-written are deleted."
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"train: cannot make the folder `{folder.name}` ({e.strerror}); choose another") from e
+    for stray in folder.glob('.????????-*.safetensors'): stray.unlink()
+    return folder
+
+def _check_side(cfg, s):
+    "Refuse slices of another size than the recipe's preparation gives."
+    if (side := s.x.shape[-1])!=cfg.prep.size_px:
+        raise ConfigError(f"train: the slices have {side} pixels a side, `prep.size_px` is {cfg.prep.size_px}; "
+                          "prepare them with the recipe's own `prep`")
+
+# %% ../../nbs/learn/07_train.ipynb #c039
 def train(
     cfg:TrainConfig, # Recipe
-    train_set:SliceSet, # To learn from
-    valid_set:SliceSet, # Watched every epoch; decides only where `cfg.keep` or `cfg.patience` say so
+    train_set:SliceSet, # Slices for training
+    valid_set:SliceSet, # Slices for validation; decide only where `cfg.keep` or `cfg.patience` say so
     folder:Path, # Gets config.json, history.csv, checkpoint.safetensors, weights.safetensors
     *,
-    start:Path|None=None, # `.safetensors` of the same network, to begin with; None: as `cfg` says
+    start:Path|None=None, # `.safetensors` of the same network with the initial weights; None: as `cfg` says
     progress:bool=True, # Show bars
     cbs:list=(), # More fastai callbacks
-)->Learner: # With the weights it hands out
+)->Learner: # With the weights of the result
     "Train to the end, resuming from `folder` when a checkpoint of the same configuration is there."
-    folder = Path(folder)
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise OutputError(f"train: cannot make the folder `{folder.name}` ({e.strerror}); choose another") from e
-    for stray in folder.glob('.????????-*.safetensors'): stray.unlink() # a checkpoint that a kill left half-written
+    folder = _run_folder(Path(folder))
     learn = make_learner(cfg, train_set, valid_set, start=start)
     learn.path,data = folder,[train_set.fingerprint(), valid_set.fingerprint()]
     meta = resume(learn, folder, cfg, data)
-    side = train_set.x.shape[-1]
-    if side!=cfg.prep.size_px: raise ConfigError(f"train: the slices have {side} pixels a side, `prep.size_px` is {cfg.prep.size_px}; prepare them with the recipe's own `prep`")
+    _check_side(cfg, train_set)
     first = meta['next_epoch'] if meta else 0
     write_json(folder/'config.json', config_dict(cfg))
     if not finished(meta, cfg):
         fit = learn.fit_one_cycle if cfg.schedule=='one_cycle' else learn.fit
-        with _quiet(learn, progress): fit(cfg.epochs, cfg.lr, cbs=[Checkpoint(folder, cfg, first, meta, data), *cbs], start_epoch=first)
+        with _quiet(learn, progress):
+            fit(cfg.epochs, cfg.lr, cbs=[Checkpoint(folder, cfg, first, meta, data), *cbs], start_epoch=first)
     return finish_run(learn, folder, cfg)

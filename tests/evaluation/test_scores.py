@@ -8,8 +8,8 @@ from PIL import Image
 
 from neuroseg.cohorts.cases import find_cases
 from neuroseg.core import ConfigError, DataError, InputError, jsonable
-from neuroseg.evaluation.scores import (compare, evaluate_case, evaluate_cases, flair_alone, read_rows, summary_of,
-                                        write_rows)
+from neuroseg.cohorts.tables import read_rows, write_rows
+from neuroseg.evaluation.scores import compare, evaluate_case, evaluate_cases, flair_alone, summary_of
 from neuroseg.segmentation.network import prob_volume
 from neuroseg.scans.stacks import Scan
 from neuroseg.evaluation.metrics import score_case
@@ -55,7 +55,8 @@ def test_a_row_is_the_score_on_the_original_grid(lgg):
     expected = score_case(Bright().prob(scan) > .5, mask, empty=1.)
     assert {k: row[k] for k in expected} == expected
     assert row['dice'] > .85 and row['targ_px'] == mask.sum()
-    assert (row['patient'], row['institution'], row['n_slices'], row['sequences']) == ('TCGA_PH_0001', 'PH', 4, 'pre+flair+post')
+    assert (row['patient'], row['institution'], row['n_slices'], row['sequences']) == ('TCGA_PH_0001', 'PH', 4,
+                                                                                       'pre+flair+post')
     assert 0 < row['confidence'] <= 1 and 'volume_error_ml' not in row
 
 
@@ -104,7 +105,7 @@ def test_flair_alone_shares_and_does_not_change(lgg):
     with pytest.raises(InputError, match='no FLAIR'): flair_alone(Scan(scan.data[:1], ('post',)))
 
 
-# Tables -----------------------------------------------------------------------------------------------------------------------------------
+# --- Tables
 
 def same(a, b): return a == b or (isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b))
 
@@ -112,26 +113,31 @@ def same(a, b): return a == b or (isinstance(a, float) and isinstance(b, float) 
 def test_a_table_comes_back_as_it_was(tmp_path):
     rng = np.random.default_rng(0)
     odd = [math.nan, math.inf, -math.inf, None, 0, -3, 10**12, 5e-324, 1/3, 'text, with "quotes"', 'naïve']
-    rows = [dict(patient=f'{i:04}', institution='1e5', dice=float(rng.random()), value=odd[i % len(odd)]) for i in range(40)]
+    rows = [dict(patient=f'{i:04}', institution='1e5', dice=float(rng.random()), value=odd[i % len(odd)])
+            for i in range(40)]
     write_rows(tmp_path/'t.csv', rows)
     back = read_rows(tmp_path/'t.csv')
-    assert len(back) == len(rows) and all(r.keys() == b.keys() and all(same(r[k], b[k]) for k in r) for r, b in zip(rows, back))
+    assert len(back) == len(rows)
+    assert all(r.keys() == b.keys() and all(same(r[k], b[k]) for k in r) for r, b in zip(rows, back))
     assert all(isinstance(b['patient'], str) and isinstance(b['institution'], str) for b in back)
 
 
 def test_rows_may_have_different_columns(tmp_path):
     write_rows(tmp_path/'t.csv', [dict(patient='a', dice=.5), dict(patient='b', hd95_mm=2.)])
-    assert read_rows(tmp_path/'t.csv') == [dict(patient='a', dice=.5, hd95_mm=None), dict(patient='b', dice=None, hd95_mm=2.)]
+    assert read_rows(tmp_path/'t.csv') == [dict(patient='a', dice=.5, hd95_mm=None),
+                                           dict(patient='b', dice=None, hd95_mm=2.)]
 
 
-@pytest.mark.parametrize('blob,text', [(None, 'cannot be read'), (b'\xff\xfe\x00a', 'no table'), (b'a,b\n1,2,3\n', 'no table'), (b'a,b\n1\n', 'no table'), (b'a,"b\n1,2', 'no table')])
+@pytest.mark.parametrize('blob,text', [(None, 'cannot be read'), (b'\xff\xfe\x00a', 'no table'),
+                                       (b'a,b\n1,2,3\n', 'no table'), (b'a,b\n1\n', 'no table'),
+                                       (b'a,"b\n1,2', 'no table')])
 def test_what_is_no_table(tmp_path, blob, text):
     f = tmp_path/'t.csv'
     if blob is not None: f.write_bytes(blob)
     with pytest.raises(InputError, match=text): read_rows(f)
 
 
-# Summaries ---------------------------------------------------------------------------------------------------------------------------------
+# --- Summaries
 
 def test_a_summary_can_be_made_from_the_stored_table_alone(lgg, tmp_path):
     rows = evaluate_cases(lgg, Bright(), empty=1., progress=False)

@@ -22,7 +22,8 @@ def invented(lengths=(4,9,1,6), context=1, channels=3, seed=0, size=8):
     n,rng = sum(lengths),np.random.default_rng(seed)
     x = np.broadcast_to(np.arange(n, dtype=np.uint8)[:,None,None,None], (n,channels,size,size)).copy()
     y = (rng.random(n)<.4)[:,None,None].repeat(size,1).repeat(size,2).astype(np.uint8)*255
-    return SliceSet(x, y, np.cumsum([0,*lengths]), rng.integers(1,4,len(lengths)), tuple(f'P{i}' for i in range(len(lengths))), context)
+    return SliceSet(x, y, np.cumsum([0,*lengths]), rng.integers(1,4,len(lengths)),
+                    tuple(f'P{i}' for i in range(len(lengths))), context)
 
 
 def save_case(folder, number, n=5, seed=0, px=48, grey=False):
@@ -33,7 +34,8 @@ def save_case(folder, number, n=5, seed=0, px=48, grey=False):
     r,c = np.mgrid[:px,:px]
     for i in range(1,n+1):
         m = np.zeros((px,px), bool); m[15:25,12+number:20+number] = i%2
-        im = np.stack([((r-px/2)**2+(c-px/2)**2<(px*.45)**2)*(80+20*k) + m*(70 if k==1 else 5) + rng.integers(0,8,(px,px)) for k in range(3)], -1).astype(np.uint8)
+        im = np.stack([((r-px/2)**2+(c-px/2)**2<(px*.45)**2)*(80+20*k) + m*(70 if k==1 else 5)
+                       + rng.integers(0,8,(px,px)) for k in range(3)], -1).astype(np.uint8)
         Image.fromarray(im[...,1] if grey else im).save(where/f'{name}_{i}.tif')
         Image.fromarray(m.astype(np.uint8)*255).save(where/f'{name}_{i}_mask.tif')
 
@@ -71,8 +73,10 @@ def test_a_batch_is_a_copy():
     assert s.fingerprint()==before
 
 
-@pytest.mark.parametrize('change', [dict(patients=('P0','P1','P2','Q')), dict(context=2), dict(steps=np.array([1,1,1,9])), dict(starts=np.array([0,4,12,14,20]))])
-def test_fingerprints_see_every_field(change): assert replace(invented(), **change).fingerprint()!=invented().fingerprint()
+@pytest.mark.parametrize('change', [dict(patients=('P0','P1','P2','Q')), dict(context=2),
+                                    dict(steps=np.array([1,1,1,9])), dict(starts=np.array([0,4,12,14,20]))])
+def test_fingerprints_see_every_field(change):
+    assert replace(invented(), **change).fingerprint()!=invented().fingerprint()
 
 
 def test_fingerprints_see_every_pixel():
@@ -93,7 +97,9 @@ def test_each_slice_comes_floor_or_ceil_of_its_share(n, empty_weight):
     for seed in range(20):
         drawn = draw_epoch(s, np.random.default_rng(seed), n=n, empty_weight=empty_weight)
         counts = np.bincount(drawn, minlength=len(s))
-        assert len(drawn)==(n or len(s)) and (counts>=np.floor(expected-1e-9)).all() and (counts<=np.ceil(expected+1e-9)).all()
+        assert len(drawn)==(n or len(s))
+        assert (counts>=np.floor(expected-1e-9)).all()
+        assert (counts<=np.ceil(expected+1e-9)).all()
 
 
 def test_draws_follow_their_generator():
@@ -164,7 +170,9 @@ def test_lost_sequences_are_flair_and_flair_is_kept(channels):
     assert torch.equal(out[:,1], x[:,1])
     same = lambda ch: (out[:,ch]==x[:,1]).all((1,2))
     both,pre,post = same(0)&same(2), same(0)&~same(2), same(2)&~same(0)
-    assert both.float().mean()==pytest.approx(.3, abs=.08) and pre.float().mean()==pytest.approx(.05, abs=.04) and post.float().mean()==pytest.approx(.05, abs=.04)
+    assert both.float().mean()==pytest.approx(.3, abs=.08)
+    assert pre.float().mean()==pytest.approx(.05, abs=.04)
+    assert post.float().mean()==pytest.approx(.05, abs=.04)
     kept = ~same(0)
     assert torch.equal(out[kept,0], x[kept,0])
 
@@ -192,7 +200,8 @@ def test_augmenting_the_thesis_slices_is_refused():
 def test_a_set_holds_every_slice_in_order(cohort, tmp_path):
     s = slice_set(cohort, Prep(size_px=32), cache=tmp_path/'c', progress=False)
     parts = [prepare_case(c, Prep(size_px=32)) for c in cohort]
-    assert np.array_equal(s.x, np.concatenate([p[0] for p in parts])) and np.array_equal(s.y, np.concatenate([p[1] for p in parts]))
+    assert np.array_equal(s.x, np.concatenate([p[0] for p in parts]))
+    assert np.array_equal(s.y, np.concatenate([p[1] for p in parts]))
     assert s.patients==('TCGA_PH_0001','TCGA_PH_0002','TCGA_PH_0003') and list(s.starts)==[0,5,10,15]
 
 
@@ -200,7 +209,8 @@ def test_the_order_of_cases_is_part_of_the_key(cohort, tmp_path):
     "Patients must never be attached to another order's slices."
     for cases in (cohort, cohort[::-1], cohort[1:]):
         s = slice_set(cases, Prep(size_px=32), cache=tmp_path/'c', progress=False)
-        for i,c in enumerate(cases): assert np.array_equal(s.x[s.starts[i]:s.starts[i+1]], prepare_case(c, Prep(size_px=32))[0])
+        for i,c in enumerate(cases):
+            assert np.array_equal(s.x[s.starts[i]:s.starts[i+1]], prepare_case(c, Prep(size_px=32))[0])
     assert len(list((tmp_path/'c').iterdir()))==3
 
 
@@ -211,7 +221,8 @@ def test_a_changed_mask_is_prepared_anew(cohort, tmp_path):
     assert a.y[0].any() and not b.y[0].any() and np.array_equal(a.x, b.x)
 
 
-@pytest.mark.parametrize('damage', [lambda b: b[:100], lambda b: b'', lambda b: b'PK\x03\x04 and nothing', lambda b: b[:-40]])
+@pytest.mark.parametrize('damage',
+                         [lambda b: b[:100], lambda b: b'', lambda b: b'PK\x03\x04 and nothing', lambda b: b[:-40]])
 def test_a_damaged_cache_is_made_anew(cohort, tmp_path, damage):
     a = slice_set(cohort, Prep(size_px=32), cache=tmp_path/'c', progress=False)
     file, = (tmp_path/'c').iterdir()
@@ -229,11 +240,13 @@ def test_the_cache_is_read(cohort, tmp_path, monkeypatch):
 
 def test_a_cache_that_cannot_be_written_says_so(cohort, tmp_path):
     (tmp_path/'file').write_text('in the way')
-    with pytest.raises(NeurosegError, match='cannot write'): slice_set(cohort, Prep(size_px=32), cache=tmp_path/'file', progress=False)
+    with pytest.raises(NeurosegError, match='cannot write'):
+        slice_set(cohort, Prep(size_px=32), cache=tmp_path/'file', progress=False)
 
 
 def test_keys_see_the_settings(cohort):
-    keys = {cache_key(cohort, p) for p in (Prep(), Prep(size_px=32), Prep(context=2), Prep(clip=(0.,100.)), Prep(margin=.1), Prep(context_mm=3.))}
+    keys = {cache_key(cohort, p) for p in (Prep(), Prep(size_px=32), Prep(context=2), Prep(clip=(0.,100.)),
+                                           Prep(margin=.1), Prep(context_mm=3.))}
     assert len(keys)==6
 
 
@@ -245,13 +258,15 @@ def test_thesis_slices_are_pillows(cohort):
     masks = [f for c in cohort for f in c.masks]
     assert t.x.shape==(15,1,128,128) and t.context==0
     for i in (0,7,14):
-        assert np.array_equal(t.x[i,0], thesis_plane(np.asarray(Image.open(files[i])))) and np.array_equal(t.y[i], thesis_plane(np.asarray(Image.open(masks[i]))))
+        assert np.array_equal(t.x[i,0], thesis_plane(np.asarray(Image.open(files[i]))))
+        assert np.array_equal(t.y[i], thesis_plane(np.asarray(Image.open(masks[i]))))
 
 
 def test_thesis_slices_of_grey_pictures(tmp_path):
     save_case(tmp_path/'kaggle_3m', 1, grey=True)
     case, = find_cases(tmp_path/'kaggle_3m')
-    assert np.array_equal(thesis_set([case], progress=False).x[2,0], thesis_plane(np.asarray(Image.open(case.images[2]))))
+    assert np.array_equal(thesis_set([case], progress=False).x[2,0],
+                          thesis_plane(np.asarray(Image.open(case.images[2]))))
 
 
 @pytest.mark.parametrize('idx', [[3,0,14], np.array([7]), slice(2,9,3), np.arange(15)%2==0, []])
@@ -259,7 +274,9 @@ def test_taken_slices_keep_their_order_and_patient(cohort, idx):
     t = thesis_set(cohort, progress=False)
     where = np.arange(15)[idx] if len(np.atleast_1d(np.array(idx, dtype=object))) else np.array([], int)
     got = t.take(idx if len(where) else where)
-    assert np.array_equal(got.x, t.x[where]) and got.patients==tuple(t.patients[i//5] for i in where) and len(got.starts)==len(where)+1
+    assert np.array_equal(got.x, t.x[where])
+    assert got.patients==tuple(t.patients[i//5] for i in where)
+    assert len(got.starts)==len(where)+1
     if len(where): assert torch.equal(batch(got, np.arange(len(where)))[0], batch(t, where)[0])
 
 
@@ -273,9 +290,11 @@ def test_slices_that_are_taken_keep_their_neighbours_and_their_order(cohort, tmp
     s = slice_set(cohort, Prep(size_px=32), cache=tmp_path/'c', progress=False)
     idx = np.array([len(s)-1, 0, s.starts[1], s.starts[1]-1, 3]) # ends of volumes, too
     taken = s.take(idx)
-    for mine,theirs in zip(batch(taken, np.arange(len(idx))), batch(s, idx)): np.testing.assert_array_equal(mine, theirs)
+    for mine,theirs in zip(batch(taken, np.arange(len(idx))), batch(s, idx)):
+        np.testing.assert_array_equal(mine, theirs)
     assert taken.patients == tuple(s.patients[i] for i in s.case_of[idx]) and taken.shrunk(16).x.shape == (5,5,16,16)
-    assert slice_set(cohort, Prep(size_px=32, context=0), cache=tmp_path/'c', progress=False).take([4,2]).x.shape==(2,3,32,32)
+    assert slice_set(cohort, Prep(size_px=32, context=0), cache=tmp_path/'c',
+                     progress=False).take([4,2]).x.shape==(2,3,32,32)
 
 
 @pytest.mark.parametrize('make', [slice_set, thesis_set])
@@ -307,5 +326,6 @@ def test_pasted_lesions_lie_in_the_head_and_bring_their_grey_levels(seed):
 def test_pasting_happens_as_often_as_asked():
     x,y,_ = heads_with_lesions(64)
     torch.manual_seed(0)
-    often = [sum((paste_lesions(x, y, replace(STILL, paste=p))[1]!=y).flatten(1).any(1).sum().item() for _ in range(5)) for p in (0., .3, 1.)]
+    often = [sum((paste_lesions(x, y, replace(STILL, paste=p))[1]!=y).flatten(1).any(1).sum().item() for _ in range(5))
+             for p in (0., .3, 1.)]
     assert often[0]==0 and .15*often[2]<often[1]<.5*often[2]

@@ -1,5 +1,5 @@
 "Networks: counted as Keras counts, the right shapes, no leak between slices, and names that stored weights rely on."
-import hashlib
+import hashlib, subprocess, sys
 
 import pytest
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from neuroseg.core import ConfigError, DataError, InputError, ShapeError
 from neuroseg.learn.networks import (MODELS, FastUnet, ThesisUnet, build_model, count_parameters, imagenet_lite0,
-                                     lite0_encoder, register, widen_stem)
+                                     lite0_encoder, model_builder, register, widen_stem)
 
 WIDTHS = (64,128,256,512,1024)
 
@@ -39,7 +39,8 @@ def test_the_thesis_network_has_keras_count():
 def test_the_count_by_hand():
     conv = lambda a,b,k: a*b*k*k + b
     blocks = [(a,b) for a,b in zip((1,*WIDTHS),WIDTHS)] + [(2*b,b) for b in WIDTHS[-2::-1]]
-    trainable = sum(conv(a,b,3)+conv(b,b,3)+2*b for a,b in blocks) + sum(conv(2*b,b,2) for b in WIDTHS[-2::-1]) + conv(64,1,1)
+    ups = sum(conv(2*b,b,2) for b in WIDTHS[-2::-1])
+    trainable = sum(conv(a,b,3)+conv(b,b,3)+2*b for a,b in blocks) + ups + conv(64,1,1)
     assert (trainable, 2*sum(b for _,b in blocks)) == (31_036_481, 5_888)
 
 
@@ -70,7 +71,7 @@ def test_the_thesis_network_refuses_sides_it_cannot_halve(tiny, size):
 
 @pytest.mark.parametrize('name,n_in', [('fast',5), ('fast',1), ('fast',3), ('dynamic',5), ('dynamic',3)])
 def test_logits_in_any_channel_count(name, n_in):
-    if name=='dynamic': pytest.importorskip('neuroseg.train')
+    if name=='dynamic': pytest.importorskip('fastai')
     x = torch.rand(2,n_in,64,64)
     model = build_model(name, n_in=n_in, pretrained=False).train()
     y = model(x)
@@ -91,7 +92,8 @@ def test_slices_of_a_batch_do_not_touch(fast, tiny):
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(ConfigError, match="no network is called 'unet'; choose one of .*fast.*thesis"): build_model('unet')
+    with pytest.raises(ConfigError, match="no network is called 'unet'; choose one of .*fast.*thesis"):
+        build_model('unet')
 
 
 def test_a_registered_network_can_be_built(monkeypatch):
@@ -99,6 +101,31 @@ def test_a_registered_network_can_be_built(monkeypatch):
     @register('x')
     def make(n_in, pretrained): return nn.Conv2d(n_in, 1, 1, bias=pretrained)
     assert build_model('x', n_in=7, pretrained=False).bias is None and build_model('x', n_in=7).weight.shape[1]==7
+
+
+def test_a_network_elsewhere_is_imported_when_it_is_built(tmp_path, monkeypatch):
+    "An address 'module:function' in the table: the module is imported only by building the network."
+    code = 'from torch import nn\ndef make(n_in, pretrained): return nn.Conv2d(n_in,1,1)\n'
+    (tmp_path/'own_networks.py').write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(MODELS, 'own', 'own_networks:make')
+    assert 'own_networks' not in sys.modules
+    assert build_model('own', n_in=2).weight.shape==(1,2,1,1) and 'own_networks' in sys.modules
+    monkeypatch.delitem(sys.modules, 'own_networks')
+
+
+def test_every_name_has_a_builder():
+    pytest.importorskip('fastai')
+    assert {'dynamic', 'fast', 'thesis', 'trial', 'unet32'} <= MODELS.keys()
+    for name in MODELS: assert callable(model_builder(name)), name
+
+
+def test_the_table_needs_no_fastai():
+    "fastai takes seconds to import; naming its network must not."
+    code = '''import sys
+from neuroseg.learn.networks import MODELS
+assert 'dynamic' in MODELS and 'fastai' not in sys.modules'''
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, timeout=300).returncode==0
 
 
 # --- ImageNet
@@ -112,7 +139,7 @@ def test_pretrained_starts_from_imagenet(fast):
 
 
 def test_imagenet_weights_classify_what_they_should():
-    "In the right layers the weights still are a classifier: strongly peaked and different from image to image, unlike misplaced ones."
+    "In the right layers the weights are a classifier: strongly peaked and different from image to image."
     model = imagenet_lite0(timm.create_model('tf_efficientnet_lite0')).eval()
     ramp = torch.linspace(-1,1,224)
     images = torch.stack([ramp.expand(3,224,224), (ramp[:,None]*10).sin().expand(3,224,224)])
@@ -131,9 +158,11 @@ def test_a_wrong_weight_file_is_refused(tmp_path):
     net = timm.create_model('tf_efficientnet_lite0')
     before = net.conv_stem.weight.clone()
     (tmp_path/'w.pth').write_bytes(b'not these')
-    with pytest.raises(DataError, match='`w.pth` is not the published weight file'): imagenet_lite0(net, tmp_path/'w.pth')
+    with pytest.raises(DataError, match='`w.pth` is not the published weight file'):
+        imagenet_lite0(net, tmp_path/'w.pth')
     with pytest.raises(InputError, match='`absent.pth` cannot be read'): imagenet_lite0(net, tmp_path/'absent.pth')
-    with pytest.raises(DataError, match='does not fit this network'): imagenet_lite0(timm.create_model('tf_efficientnet_lite0', num_classes=10))
+    with pytest.raises(DataError, match='does not fit this network'):
+        imagenet_lite0(timm.create_model('tf_efficientnet_lite0', num_classes=10))
     assert torch.equal(net.conv_stem.weight, before)
 
 
@@ -151,7 +180,8 @@ def test_the_shipped_weights_fit(root, fast):
     from safetensors import safe_open
     with safe_open(path, 'pt') as f: shipped = {k: tuple(f.get_slice(k).get_shape()) for k in f.keys()}
     ours = {k: tuple(v.shape) for k,v in fast.state_dict().items()}
-    def weights(shapes): return {k: v for k,v in shapes.items() if not k.endswith(('num_batches_tracked', '.step'))} # steps: of weights that are stored in a byte
+    # steps: of weights that are stored in a byte
+    def weights(shapes): return {k: v for k,v in shapes.items() if not k.endswith(('num_batches_tracked', '.step'))}
     assert weights(ours) == weights(shipped)
 
 

@@ -22,7 +22,8 @@ def test_soft_dice_agrees_with_the_metrics(seed):
     p = logits.sigmoid()
     assert soft_dice(p, targ).item() == pytest.approx(batch_soft_dice(p.numpy(), targ.numpy()), abs=1e-5)
     hard = (p>.5).float()
-    assert soft_dice(hard, targ, smooth=0).item() == pytest.approx(dice(hard.numpy()>0, targ.numpy()>0, empty=1.), abs=1e-6)
+    assert soft_dice(hard, targ, smooth=0).item() == pytest.approx(dice(hard.numpy()>0, targ.numpy()>0, empty=1.),
+                                                                   abs=1e-6)
 
 
 @pytest.mark.parametrize('smooth', [1e-5, 1., 10.])
@@ -88,7 +89,8 @@ def test_weights_of_the_two_terms():
     logits,targ = case(6)
     bce = torch.nn.functional.binary_cross_entropy_with_logits(logits, targ).item()
     soft = ThesisDiceLoss()(logits, targ).item()
-    for d,b in ((1,1), (0,1), (1,0), (.3,2.)): assert DiceBCELoss(d,b)(logits, targ).item() == pytest.approx(d*soft+b*bce, abs=1e-5)
+    for d,b in ((1,1), (0,1), (1,0), (.3,2.)):
+        assert DiceBCELoss(d,b)(logits, targ).item() == pytest.approx(d*soft+b*bce, abs=1e-5)
 
 
 def test_half_precision_counts_all_pixels():
@@ -108,21 +110,25 @@ def test_activation_then_decision(threshold):
 def test_slice_overlap_agrees_with_monai(missed, wrong):
     losses = pytest.importorskip('monai.losses')
     logits,targ = case(5)
-    theirs = losses.TverskyLoss(alpha=wrong, beta=missed, smooth_nr=1, smooth_dr=1)(logits.sigmoid(), targ) # a mean over slices and channels, all of which hold tumour
-    assert (1-slice_overlap(logits.sigmoid(), targ, missed=missed, wrong=wrong)).item() == pytest.approx(theirs.item(), abs=1e-6)
+    # a mean over slices and channels, all of which hold tumour
+    theirs = losses.TverskyLoss(alpha=wrong, beta=missed, smooth_nr=1, smooth_dr=1)(logits.sigmoid(), targ)
+    assert (1-slice_overlap(logits.sigmoid(), targ, missed=missed, wrong=wrong)).item() == pytest.approx(theirs.item(),
+                                                                                                         abs=1e-6)
 
 
 def test_slices_without_tumour_leave_the_overlap_alone():
     logits,targ = case(6)
     more = torch.cat([targ, torch.zeros(3,1,12,12)])
-    assert slice_overlap(torch.cat([logits, logits[:3]]).sigmoid(), more).item() == pytest.approx(slice_overlap(logits.sigmoid(), targ).item(), abs=1e-6)
+    assert slice_overlap(torch.cat([logits, logits[:3]]).sigmoid(),
+                         more).item() == pytest.approx(slice_overlap(logits.sigmoid(), targ).item(), abs=1e-6)
 
 
 @pytest.mark.parametrize('weight', [0, .25, 1])
 def test_the_mixed_loss_lies_between_its_parts(weight):
     logits,targ = case(7)
     pooled,slices = DiceBCELoss()(logits, targ), SliceTverskyBCELoss()(logits, targ)
-    assert MixedDiceBCELoss(weight)(logits, targ).item() == pytest.approx(((1-weight)*pooled+weight*slices).item(), abs=1e-6)
+    assert MixedDiceBCELoss(weight)(logits, targ).item() == pytest.approx(((1-weight)*pooled+weight*slices).item(),
+                                                                          abs=1e-6)
     logits.requires_grad_()
     MixedDiceBCELoss(weight)(logits, targ).backward()
     assert logits.grad.isfinite().all() and logits.grad.abs().sum()>0

@@ -1,4 +1,4 @@
-"A network leaves training as ONNX, safetensors and a card: the same network in all three, and nothing else in the files."
+"A network is exported as ONNX, safetensors and a card: the same network in all, and nothing else in the files."
 import copy, shutil
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from neuroseg.learn import export
 from neuroseg.core import ConfigError, RunError, read_json, sha256_file
-from neuroseg.evaluation.scores import TorchSegmenter
+from neuroseg.learn.networks import TorchSegmenter
 from neuroseg.learn.export import StoredNet, export_model, half_weights, model_card, onnx_error
 from neuroseg.segmentation.onnx_graph import check_graph
 from neuroseg.segmentation.card import load_card
@@ -35,7 +35,8 @@ def small_net(seed=0):
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
     net = small_net()
-    return net, export_model(net, tmp_path_factory.mktemp('model'), name='small', cfg=SMALL, card=dict(version='3', licence='CC BY-NC-SA 4.0', threshold=.4))
+    return net, export_model(net, tmp_path_factory.mktemp('model'), name='small', cfg=SMALL,
+                             card=dict(version='3', licence='CC BY-NC-SA 4.0', threshold=.4))
 
 
 def test_what_is_exported_can_be_loaded(exported):
@@ -44,7 +45,8 @@ def test_what_is_exported_can_be_loaded(exported):
     assert (card.name, card.version, card.threshold, card.prep) == ('small', '3', .4, SMALL)
     facts = read_json(path)
     assert facts['sha256'] == {k: sha256_file(path.with_suffix('.'+k)) for k in ('onnx', 'safetensors')}
-    assert {'created', 'licence', 'data', 'split', 'metrics', 'seconds', 'hardware', 'commit', 'recipe', 'onnx_error'} <= facts.keys()
+    assert {'created', 'licence', 'data', 'split', 'metrics', 'seconds', 'hardware', 'commit', 'recipe',
+            'onnx_error'} <= facts.keys()
     check_graph(card.onnx.read_bytes(), 'small.onnx')
 
 
@@ -53,7 +55,8 @@ def test_onnx_safetensors_and_torch_are_one_network(exported):
     again = ThesisUnet(n_in=5, widths=(8, 32))
     again.load_state_dict(load_file(path.with_suffix('.safetensors')))
     scan = Scan(np.random.default_rng(0).random((3, 5, 40, 48)).astype(np.float32), ('pre', 'flair', 'post'))
-    runtime, restored, original = (s.prob(scan) for s in (Segmenter(path), TorchSegmenter(again, SMALL), TorchSegmenter(copy.deepcopy(net), SMALL)))
+    runtime, restored, original = (s.prob(scan) for s in (Segmenter(path), TorchSegmenter(again, SMALL),
+                                                          TorchSegmenter(copy.deepcopy(net), SMALL)))
     assert np.abs(runtime-restored).max() < 1e-5
     assert 0 < np.abs(restored-original).max() < 2e-3 # rounding, and nothing more
 
@@ -69,7 +72,8 @@ def test_only_large_weights_are_rounded():
 
 def test_export_leaves_the_network_alone(exported):
     net, fresh = exported[0], small_net().state_dict()
-    assert net.training and all(torch.equal(v, fresh[k]) and v.dtype == fresh[k].dtype for k, v in net.state_dict().items())
+    assert net.training
+    assert all(torch.equal(v, fresh[k]) and v.dtype == fresh[k].dtype for k, v in net.state_dict().items())
 
 
 def test_the_same_weights_are_the_same_files(exported, tmp_path):
@@ -83,24 +87,28 @@ def test_files_tell_nothing_of_the_machine(exported):
     import neuroseg
     for f in path.parent.iterdir():
         blob = f.read_bytes()
-        for trace in (str(Path.home()), str(Path(neuroseg.__file__).parent), 'site-packages', 'stack_trace', '.py'): assert trace.encode() not in blob, (f.name, trace)
+        for trace in (str(Path.home()), str(Path(neuroseg.__file__).parent), 'site-packages', 'stack_trace', '.py'):
+            assert trace.encode() not in blob, (f.name, trace)
 
 
 def test_files_are_half_the_size(exported):
     net, path = exported
     n = sum(p.numel() for p in net.parameters())
     assert path.with_suffix('.safetensors').stat().st_size < 2*n + 8_000
-    weights = {i.name: i.data_type for i in onnx.load(path.with_suffix('.onnx')).graph.initializer if np.prod(i.dims) > 8192}
+    weights = {i.name: i.data_type
+               for i in onnx.load(path.with_suffix('.onnx')).graph.initializer if np.prod(i.dims) > 8192}
     assert weights and set(weights.values()) == {onnx.TensorProto.FLOAT16}
 
 
 def test_files_can_be_read_by_others(exported):
     "Not only by who exported: a wheel carries the permissions along."
-    for f in exported[1].parent.iterdir(): assert f.stat().st_mode & 0o444 == 0o444 and not f.stat().st_mode & 0o022, f.name
+    for f in exported[1].parent.iterdir():
+        assert f.stat().st_mode & 0o444 == 0o444 and not f.stat().st_mode & 0o022, f.name
 
 
 @pytest.mark.parametrize('spoil,text', [
-    (lambda w: w.fill_(float('nan')), 'NaN or infinite'), (lambda w: w.fill_(float('inf')), 'NaN or infinite'), (lambda w: w.fill_(7e4), 'beyond float16')])
+    (lambda w: w.fill_(float('nan')), 'NaN or infinite'), (lambda w: w.fill_(float('inf')), 'NaN or infinite'),
+                                        (lambda w: w.fill_(7e4), 'beyond float16')])
 def test_a_failed_training_is_not_exported(tmp_path, spoil, text):
     net = small_net()
     with torch.no_grad(): spoil(net.head.weight)
@@ -114,7 +122,8 @@ def test_a_wrong_export_replaces_nothing(exported, tmp_path, monkeypatch, error)
     before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
     monkeypatch.setattr(export, 'to_onnx', lambda *a, **k: b'')
     monkeypatch.setattr(export, 'onnx_error', lambda *a, **k: error)
-    with pytest.raises(RunError, match='nothing was written'): export_model(small_net(1), tmp_path, name='small', cfg=SMALL, card={})
+    with pytest.raises(RunError, match='nothing was written'):
+        export_model(small_net(1), tmp_path, name='small', cfg=SMALL, card={})
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before and load_card(tmp_path/'small.json')
 
 
@@ -125,7 +134,8 @@ def test_the_check_sees_a_wrong_export(exported):
     assert onnx_error(blob, StoredNet(small_net(1)), n_channels=5, size_px=32) > 1e-3
 
 
-@pytest.mark.parametrize('net,text', [(lambda: ThesisUnet(n_in=3, widths=(4, 8)), 'does not take an input'), (lambda: torch.nn.Conv2d(5, 2, 1), 'one probability a pixel'),
+@pytest.mark.parametrize('net,text', [(lambda: ThesisUnet(n_in=3, widths=(4, 8)), 'does not take an input'),
+                                      (lambda: torch.nn.Conv2d(5, 2, 1), 'one probability a pixel'),
                                       (lambda: torch.nn.Conv2d(5, 1, 3), 'one probability a pixel')])
 def test_a_network_that_does_not_fit(tmp_path, net, text):
     with pytest.raises(ConfigError, match=text): export_model(net(), tmp_path, name='n', cfg=SMALL, card={})
