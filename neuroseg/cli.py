@@ -249,14 +249,14 @@ def _next_step(card):
     "How the new model is used."
     return f'model: {card}   try: neuroseg predict SCAN -o out --model {card}'
 
-def _train_folds(args, same):
+def _train_folds(args, cohort):
     "Train and score one fold or all of them; print the scores and give the card."
     from neuroseg.learn.cross_validation import cross_validate, fit_cohort, recipe
     from neuroseg.learn.settings import settings_of
     from neuroseg.evaluation.cohort_score import score_table
-    cfg,same = recipe(settings_of(args.config, args.set)), same | dict(threads=args.threads)
-    if args.fold!='all': found = fit_cohort(args.cohort, args.out, cfg=cfg, fold=args.fold, **same)
-    else: found = cross_validate(args.cohort, args.out, cfg=cfg, workers=args.workers, address=args.dask, **same)
+    cfg,same = recipe(settings_of(args.config, args.set)), dict(name=args.name, threads=args.threads)
+    if args.fold!='all': found = fit_cohort(cohort, args.out, cfg=cfg, fold=args.fold, **same)
+    else: found = cross_validate(cohort, args.out, cfg=cfg, workers=args.workers, address=args.dask, **same)
     print(score_table('patients outside the training set', {name: s['scores']['dice'] for name,s in found.items()}))
     return Path(args.out)/'model'/f'{args.name}.json'
 
@@ -278,15 +278,16 @@ neuroseg train hospital/ -o runs/mine --config recipe.json''')
 def train(args):
     "train a network on all folds but one, score it on that one, and make it a model for `predict`; can be resumed"
     from neuroseg.learn.cross_validation import fit_everyone
-    from neuroseg.cohorts.privacy import policy_of, scrubber
-    same = dict(layout=args.layout, private=args.private, name=args.name)
+    from neuroseg.cohorts.cohort import Cohort
+    from neuroseg.cohorts.privacy import scrubber
     if args.judged_by and (args.set or args.config):
         raise ConfigError('--judged-by has a recipe of its own; leave out --set and --config')
-    if args.judged_by: card = fit_everyone(args.cohort, args.out, scores=args.judged_by, **same)
-    else: card = _train_folds(args, same)
+    cohort = Cohort.open(args.cohort, layout=args.layout, private=args.private)
+    if args.judged_by: card = fit_everyone(cohort, args.out, scores=args.judged_by, name=args.name)
+    else: card = _train_folds(args, cohort)
     then = f'a model of all patients: neuroseg train {args.cohort} -o RUN --judged-by {args.out}'
     if args.fold!='all' or args.judged_by: then = _next_step(card)
-    print(scrubber(policy_of(args.cohort, args.layout, private=args.private))(then))
+    print(scrubber(cohort.policy)(then))
 
 # %% ../nbs/01_cli.ipynb #c064
 @command('finetune', COHORT, RUN, MODEL,

@@ -1,4 +1,4 @@
-"""Check every file of a cohort, and count what it holds
+"""Check every file of a cohort, and compare its counts with the published ones
 
 Docs: https://neuroseg.github.io/neuroseg/cohorts/integrity.html.md"""
 
@@ -23,68 +23,88 @@ from .cases import find_cases, lgg_folders
 
 # %% ../../nbs/cohorts/02_integrity.ipynb #c009
 def _value(text, semicolons):
-    "A number where it is one, None where there is nothing, else the text."
+    "A number where the text is one, None where it is empty, else the text."
     text = text.strip()
     if text in ('', 'NA', 'nan', 'NaN', '?'): return None
     number = text.replace(',', '.') if semicolons else text
     if re.fullmatch(r'[+-]?[0-9]+', number): return int(number)
     return float(number) if re.fullmatch(r'[+-]?[0-9]*\.[0-9]+', number) else text
 
-def read_clinical(
-    path, # `data.csv` of the LGG cohort, or a table like it
-)->list[dict]: # One row a patient; None where a field is empty
-    "The genomic clusters and clinical columns, with commas or semicolons."
-    path = Path(path)
+# %% ../../nbs/cohorts/02_integrity.ipynb #4cc39fe1
+def _fields(path):
+    "The lines of a table as lists of fields, empty lines left out, and whether semicolons separate them."
     try: text = path.read_text(encoding='utf-8-sig')
     except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"`{path.name}` cannot be read as a table ({getattr(e, 'strerror', None) or 'it is not text'})") from e
+        reason = getattr(e, 'strerror', None) or 'it is not text'
+        raise InputError(f"`{path.name}` cannot be read as a table ({reason})") from e
     first = text.split('\n', 1)[0]
     semicolons = first.count(';')>first.count(',')
-    lines = [l for l in csv.reader(io.StringIO(text, newline=''), delimiter=';' if semicolons else ',') if any(f.strip() for f in l)]
+    lines = csv.reader(io.StringIO(text, newline=''), delimiter=';' if semicolons else ',')
+    return [l for l in lines if any(f.strip() for f in l)], semicolons
+
+def read_clinical(
+    path, # `data.csv` of the LGG cohort, or a table like it
+)->list[dict]: # One row per patient; None where a field is empty
+    "Read the genomic clusters and clinical columns, separated by commas or semicolons."
+    path = Path(path)
+    lines,semicolons = _fields(path)
     if not lines or 'Patient' not in lines[0]:
-        raise InputError(f"`{path.name}` has no column `Patient` in its first line; expected the table `data.csv` of the LGG cohort")
-    bad = next((i for i,l in enumerate(lines, 1) if len(l)!=len(lines[0])), None)
-    if bad: raise InputError(f"`{path.name}` has {len(lines[bad-1])} fields in line {bad} but {len(lines[0])} columns; repair that line")
+        raise InputError(f"`{path.name}` has no column `Patient` in its first line; "
+                         "expected the table `data.csv` of the LGG cohort")
+    n = len(lines[0])
+    bad = next((i for i,l in enumerate(lines, 1) if len(l)!=n), None)
+    if bad:
+        raise InputError(f"`{path.name}` has {len(lines[bad-1])} fields in line {bad} but {n} columns; "
+                         "repair that line")
     return [{k.strip(): _value(v, semicolons) for k,v in zip(lines[0], l)} for l in lines[1:]]
 
 # %% ../../nbs/cohorts/02_integrity.ipynb #c014
 def bar(
-    items=None, # What to go through; None for a bar that is updated by hand
+    items=None, # To iterate over; None for a bar that is updated by hand
     *,
-    progress:bool|None=None, # Show it; None: only in a terminal
+    progress:bool|None=None, # Show the bar; None: in a terminal only
     **kwargs, # Of `tqdm`
 )->tqdm:
-    "A progress bar that keeps out of logs and notebooks unless asked for."
+    "A progress bar, by default shown in a terminal only."
     return tqdm(items, disable=None if progress is None else not progress, **kwargs)
 
 # %% ../../nbs/cohorts/02_integrity.ipynb #c017
+def _row(case):
+    "One row of `case_table`."
+    facts = ('n_slices', 'n_tumour', 'lesion_px', 'shape', 'sequences', 'missing')
+    row = dict(patient=case.patient, case=case.case, institution=case.institution)
+    return row | {k: getattr(case, k) for k in facts} | dict(n_faults=len(case.facts.faults), hash=case.facts.hash)
+
 def case_table(
     cases:list, # Of `Case`
     *,
     progress:bool|None=None, # Show a bar; None: in a terminal only
-    workers:int|None=None, # Threads; None: one a core
-)->list[dict]: # One row a case
-    "What is in each case, read with all cores."
+    workers:int|None=None, # Threads; None: one per core
+)->list[dict]: # One row per case
+    "The facts of each case, read in parallel."
     with ThreadPoolExecutor(workers or os.cpu_count()) as ex:
-        for _ in bar(ex.map(lambda c: c.facts, cases), progress=progress, total=len(cases), desc='reading cases', unit='case'): pass
-    return [dict(patient=c.patient, case=c.case, institution=c.institution, n_slices=c.n_slices, n_tumour=c.n_tumour, lesion_px=c.lesion_px,
-                 shape=c.shape, sequences=c.sequences, missing=c.missing, n_faults=len(c.facts.faults), hash=c.facts.hash) for c in cases]
+        done = ex.map(lambda c: c.facts, cases)
+        for _ in bar(done, progress=progress, total=len(cases), desc='reading cases', unit='case'): pass
+    return [_row(c) for c in cases]
 
 # %% ../../nbs/cohorts/02_integrity.ipynb #c020
-SEALED = frozenset(f'TCGA_{p}' for p in '''CS_4942 CS_4944 CS_6665 DU_5854 DU_5874 DU_6399 DU_6401 DU_7298 DU_7304 DU_7309 DU_8164
-    DU_A5TT FG_6689 FG_6690 FG_6691 HT_7473 HT_7616 HT_7860 HT_8105 HT_8111 HT_8113 HT_A5RC'''.split())
+SEALED = frozenset(f'TCGA_{p}' for p in '''CS_4942 CS_4944 CS_6665 DU_5854 DU_5874 DU_6399 DU_6401 DU_7298 DU_7304
+    DU_7309 DU_8164 DU_A5TT FG_6689 FG_6690 FG_6691 HT_7473 HT_7616 HT_7860 HT_8105 HT_8111 HT_8113 HT_A5RC'''.split())
 
-LGG_COUNTS = { # what the published cohort holds, and the part of it that is not sealed
-    'published': dict(patients=110, slices=3929, tumour_slices=1373, institution_DU=45, institution_HT=34, institution_CS=16,
-                             institution_FG=14, institution_EZ=1, missing_pre=6, missing_post=10),
-    'published, not sealed': dict(patients=88, slices=3139, tumour_slices=1089, institution_DU=36, institution_HT=27, institution_CS=13,
-                             institution_FG=11, institution_EZ=1, missing_pre=5, missing_post=9)}
+LGG_COUNTS = { # Of the published cohort, and of its part that is not sealed
+    'published': dict(
+        patients=110, slices=3929, tumour_slices=1373, institution_DU=45, institution_HT=34, institution_CS=16,
+        institution_FG=14, institution_EZ=1, missing_pre=6, missing_post=10),
+    'published, not sealed': dict(
+        patients=88, slices=3139, tumour_slices=1089, institution_DU=36, institution_HT=27, institution_CS=13,
+        institution_FG=11, institution_EZ=1, missing_pre=5, missing_post=9)}
 
 def counts(
     rows:list, # From `case_table`
-)->dict: # Patients, slices, slices with tumour, patients of each institution, patients without a sequence of their own
-    "The numbers by which a cohort is known."
-    n = dict(patients=len({r['patient'] for r in rows}), slices=sum(r['n_slices'] for r in rows), tumour_slices=sum(r['n_tumour'] for r in rows))
+)->dict: # patients, slices, tumour_slices, institution_*, missing_* (patients without a sequence of their own)
+    "Counts that characterise a cohort."
+    n = dict(patients=len({r['patient'] for r in rows}), slices=sum(r['n_slices'] for r in rows),
+             tumour_slices=sum(r['n_tumour'] for r in rows))
     places = Counter(r['institution'] for r in rows if r['institution'])
     n |= {f'institution_{k}': v for k,v in sorted(places.items(), key=lambda o: (-o[1], o[0]))}
     return n | {f'missing_{s}': sum(s in r['missing'] for r in rows) for s in ('pre','post')}
@@ -92,66 +112,93 @@ def counts(
 # %% ../../nbs/cohorts/02_integrity.ipynb #c023
 @dataclass
 class CohortReport:
-    "What `verify` found."
+    "Results of `verify`."
     root:str # Name of the folder
-    layout:str # Of the cohort
+    layout:str # 'lgg', 'hospital' or 'nifti'
     counts:dict # From `counts`
-    faults:list # Of `Fault`, every one
-    notes:list # Sentences that are no faults: copies left aside, who is absent
-    hash:str # Fingerprint of every pixel of the cohort
+    faults:list # Of `Fault`
+    notes:list # Sentences about what is no fault: second copies, absent patients
+    hash:str # SHA-256 of every pixel of the cohort
     rows:list # From `case_table`
-    expected:dict=field(default_factory=dict) # Name of a published cohort to its counts; the first is what this one should be
+    expected:dict=field(default_factory=dict) # Name of a published cohort to its counts; the first is compared
     @property
-    def wrong(self)->list: # Names of counts that are not as expected
+    def wrong(self)->list: # Names of counts that differ from the first of `expected`
         want = next(iter(self.expected.values()), {})
         return [k for k,v in self.counts.items() if want.get(k, v)!=v]
     @property
     def ok(self)->bool: return not self.faults and not self.wrong
     @property
-    def verdict(self)->str: return (f'{len(self.faults)} fault(s)' if self.faults else 'no faults') + (', counts not as expected' if self.wrong else '')
-    def __str__(self):
-        def line(k, v): return f"  {k.replace('_',' '):<16}{v:>6}" + ''.join(f'   {name}: {c[k]}' for name,c in self.expected.items() if k in c)
-        lines = [f"{self.root} ({self.layout}): {self.verdict}"] + [line(k, v) for k,v in self.counts.items()]
-        return '\n'.join(lines + [f'  note: {n}' for n in self.notes] + [f'  {f}' for f in self.faults] + [f'  pixels sha256 {self.hash[:16]}'])
+    def verdict(self)->str: # In words
+        faults = f'{len(self.faults)} fault(s)' if self.faults else 'no faults'
+        return faults + (', counts not as expected' if self.wrong else '')
+
+# %% ../../nbs/cohorts/02_integrity.ipynb #bae7c61b
+@patch
+def __str__(self:CohortReport):
+    def line(k, v):
+        published = (f'   {name}: {c[k]}' for name,c in self.expected.items() if k in c)
+        return f"  {k.replace('_',' '):<16}{v:>6}" + ''.join(published)
+    lines = [f"{self.root} ({self.layout}): {self.verdict}", *(line(k, v) for k,v in self.counts.items())]
+    lines += [f'  note: {n}' for n in self.notes] + [f'  {f}' for f in self.faults]
+    return '\n'.join([*lines, f'  pixels sha256 {self.hash[:16]}'])
 
 # %% ../../nbs/cohorts/02_integrity.ipynb #c026
 @patch
 def _repr_markdown_(self:CohortReport):
     def row(*cells): return '| ' + ' | '.join(map(str, cells)) + ' |\n'
-    def count(k, v): return row(k.replace('_',' '), f'**{v}**' if k in self.wrong else v, *(c.get(k,'') for c in self.expected.values()))
-    head = f"**{self.root}** ({self.layout}): {self.verdict}\n\n"
-    table = row('', 'found', *self.expected) + '|---' + '|---:'*(1+len(self.expected)) + '|\n' + ''.join(count(k, v) for k,v in self.counts.items())
-    faults = '\n' + row('fault', 'file', 'what') + '|---|---|---|\n' + ''.join(row(f.kind, f'`{f.file}`', f.message) for f in self.faults) if self.faults else ''
-    return head + table + faults + ''.join(f'\n*Note: {n}.*\n' for n in self.notes)
+    def count(k, v):
+        published = (c.get(k,'') for c in self.expected.values())
+        return row(k.replace('_',' '), f'**{v}**' if k in self.wrong else v, *published)
+    text = f"**{self.root}** ({self.layout}): {self.verdict}\n\n"
+    text += row('', 'found', *self.expected) + '|---' + '|---:'*(1+len(self.expected)) + '|\n'
+    text += ''.join(count(k, v) for k,v in self.counts.items())
+    if self.faults:
+        text += '\n' + row('fault', 'file', 'details') + '|---|---|---|\n'
+        text += ''.join(row(f.kind, f'`{f.file}`', f.message) for f in self.faults)
+    return text + ''.join(f'\n*Note: {n}.*\n' for n in self.notes)
 
 # %% ../../nbs/cohorts/02_integrity.ipynb #c029
-def _lgg_notes(root, cases, copies):
-    "What should be known about an LGG folder, and the counts it is to be compared with."
-    here,notes = {c.patient for c in cases}, []
-    if copies: notes.append(f"{len(copies)} patient folders are there twice, as in the archive; each is counted once, in `{cases[0].folder.parent.name}`")
+def _lgg_table(root, cases):
+    "Patients in the `data.csv` of an LGG cohort; None if there is no such file."
     table = next((f for p in (cases[0].folder.parent, root) for f in [p/'data.csv'] if f.is_file()), None)
-    known = {r['Patient'] for r in read_clinical(table)} if table else set()
-    if not table: notes.append("`data.csv` is absent: no clinical data")
-    if here-known and table: notes.append(f"not in `data.csv`: {', '.join(sorted(here-known))}")
+    return table and {r['Patient'] for r in read_clinical(table)}
+
+def _lgg_notes(root, cases, copies):
+    "Notes on an LGG folder, and the published counts to compare it with."
+    here,notes = {c.patient for c in cases}, []
+    if copies:
+        notes.append(f"{len(copies)} patient folders are there twice, as in the archive; each is counted once, "
+                     f"in `{cases[0].folder.parent.name}`")
+    listed = _lgg_table(root, cases)
+    known = listed or set()
+    if listed is None: notes.append("`data.csv` is absent: no clinical data")
+    elif here-known: notes.append(f"not in `data.csv`: {', '.join(sorted(here-known))}")
     absent = known-here
-    if not SEALED & here and absent==SEALED: notes.append(f"{len(here)} of {len(known)}: the {len(SEALED)} sealed patients are absent")
+    if not SEALED & here and absent==SEALED:
+        notes.append(f"{len(here)} of {len(known)}: the {len(SEALED)} sealed patients are absent")
     elif absent: notes.append(f"{len(here & known)} of {len(known)} patients; absent: {', '.join(sorted(absent))}")
     if not SEALED & (known | here): return notes, {}
     return notes, dict(reversed(LGG_COUNTS.items())) if absent==SEALED else {'published': LGG_COUNTS['published']}
 
+# %% ../../nbs/cohorts/02_integrity.ipynb #f1d92cf5
 def verify(
     root, # Folder of a cohort
     *,
-    layout:str|None=None, # By default found
+    layout:str|None=None, # By default found by `find_layout`
+    cases=None, # Its `cases.Case`s, if they have been found already
     progress:bool|None=None, # Show a bar; None: in a terminal only
-    workers:int|None=None, # Threads; None: one a core
+    workers:int|None=None, # Threads; None: one per core
 )->CohortReport:
-    "Read every file of a cohort and report all that is wrong."
+    "Read every file of a cohort and report all faults."
     root = Path(root)
-    cases = find_cases(root, layout)
+    cases = find_cases(root, layout) if cases is None else cases
     rows = case_table(cases, progress=progress, workers=workers)
-    notes,expected = _lgg_notes(root, cases, lgg_folders(root)[1]) if cases[0].layout=='lgg' else ([],{})
+    lgg = cases[0].layout=='lgg'
+    notes,expected = _lgg_notes(root, cases, lgg_folders(root)[1]) if lgg else ([],{})
     unread = [f.name for c in cases for f in c.others if not is_mask(f)]
-    if unread: notes.append(f"{len(unread)} NIfTI file(s) are of no sequence used here and not read: {', '.join(unread[:3])}{'...' if unread[3:] else ''}")
+    if unread:
+        names = ', '.join(unread[:3]) + ('...' if unread[3:] else '')
+        notes.append(f"{len(unread)} NIfTI file(s) are of no sequence used here and not read: {names}")
     digest = hashlib.sha256('\n'.join(sorted(f"{r['case']} {r['hash']}" for r in rows)).encode()).hexdigest()
-    return CohortReport(root.name, cases[0].layout, counts(rows), [f for c in cases for f in c.facts.faults], notes, digest, rows, expected)
+    faults = [f for c in cases for f in c.facts.faults]
+    return CohortReport(root.name, cases[0].layout, counts(rows), faults, notes, digest, rows, expected)

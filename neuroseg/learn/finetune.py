@@ -141,6 +141,7 @@ class Tuning:
         return tune(list(cases), run, cfg=self.options.cfg, start=start_weights(self.card), rehearse=self.rehearse,
                     salt=salt, progress=self.options.progress)
 
+# %% ../../nbs/learn/11_finetune.ipynb #7351c9c9
 def tune_fold(
     fold:int, # Of the patients to hold out
     fold_of:dict, # Patient to fold, from `assign_folds`
@@ -155,7 +156,8 @@ def tune_fold(
                          for side in (False, True))
     check_leakage([c.patient for c in train_on], [c.patient for c in held_out])
     card,net = tuning.card, tuning.tune(train_on, at, out.salt)
-    segmenter = TorchSegmenter(net, tuning.options.cfg.prep, threshold=card.threshold, component_share=card.component_share)
+    how = dict(threshold=card.threshold, component_share=card.component_share)
+    segmenter = TorchSegmenter(net, tuning.options.cfg.prep, **how)
     scored = evaluate_cases(held_out, segmenter, empty=tuning.options.empty, progress=False)
     rows = [dict(fold=str(fold)) | r for r in scored]
     if not out.few: out.at(at).table('patients.csv', rows)
@@ -182,8 +184,8 @@ def _model(net, cohort, tuning, out, metrics):
     n_slices = sum(c.n_slices for c in split.train)
     data = dict(hash=outside.hash(cohort.hash(split.train)), patients=len(split.patients('train')), slices=n_slices)
     start = dict(name=card.name, version=card.version, sha256=card.facts['sha256']['safetensors'])
-    facts = dict(data=outside.facts(data), split=outside.split(split.facts), version='1', licence=card.facts.get('licence'),
-                 threshold=card.threshold, component_share=card.component_share, start=start)
+    facts = dict(data=outside.facts(data), split=outside.split(split.facts), version='1', start=start,
+                 licence=card.facts.get('licence'), threshold=card.threshold, component_share=card.component_share)
     return export_model(net, out.folder/'model', name=options.name, cfg=options.cfg,
                         card=facts | dict(metrics=outside.facts(metrics)))
 

@@ -16,8 +16,9 @@ from fastcore.basics import patch
 from ..core import (atomic_path, data_dir, InputError, jsonable, need, read_json, record_run, sha256_file,
                            write_json)
 from ..scans.phantom import write_phantom_lgg
-from ..cohorts.disclosure import averages, check_place, per_patient, safe_facts, placeholder_image
-from ..cohorts.privacy import policy_of, guarded, keyed_hash, pseudonym, own_cache, scrubber
+from ..cohorts.disclosure import check_place, placeholder_image, public_rows, safe_facts
+from ..cohorts.cohort import Cohort
+from ..cohorts.privacy import guarded, keyed_hash, own_cache, scrubber
 from ..cohorts.tables import write_rows
 from .study_notebook import figure_name
 from .stored_run import compute_summary, store_figure, table
@@ -32,7 +33,7 @@ class StudyRun:
         out=None, # Folder for the results; None: a temporary one that vanishes with the kernel
         **params, # The study's other parameters, for the record
     ):
-        self.study, self.profile, self._shown, self.about = study, profile, [], None
+        self.study, self.profile, self._shown, self.about, self.data = study, profile, [], None, None
         self._temporary = tempfile.TemporaryDirectory(prefix='neuroseg-')
         self.scratch = Path(self._temporary.name) # For files that are needed while the study runs and not kept
         self.folder = self.scratch/'out' if out is None else Path(out)
@@ -55,8 +56,8 @@ def cohort(self:StudyRun,
     path=None, # Folder of a cohort; None: by the profile
     *,
     name:str='lgg', # The cohort that `data_dir` looks for
-    private:bool|None=None, # As `privacy.policy_of` takes it
-    source:str|None=None, # As `privacy.policy_of` takes it
+    private:bool|None=None, # As `Cohort.open` takes it
+    source:str|None=None, # As `Cohort.open` takes it
     n_patients:int=12, # Of the synthetic cohort
     **kwargs, # For `write_phantom_lgg`: seed, size_px, n_slices
 )->Path: # Its folder
@@ -65,7 +66,8 @@ def cohort(self:StudyRun,
     else:
         folder = write_phantom_lgg(self.scratch, n_patients=n_patients, **kwargs)
         source = 'synthetic patients'
-    self.about = policy_of(folder, private=private, source=source)
+    self.data = Cohort.open(folder, private=private, source=source)
+    self.about = self.data.policy
     if self.about.private: self._hold()
     return folder
 
@@ -94,16 +96,9 @@ def table(self:StudyRun,
 ): # pandas DataFrame, as read back
     "Store a table, and give what was stored."
     rows = jsonable(rows)
-    if self.is_private: write_rows(self.folder/f'{name}.csv', self._publishable(rows))
+    if self.is_private: write_rows(self.folder/f'{name}.csv', public_rows(rows, self.about))
     write_rows(self.inner/f'{name}.csv', rows)
     return table(self.inner, name)
-
-@patch
-def _publishable(self:StudyRun, rows):
-    "What of a table of private patients may leave: averages over patients, and texts without names."
-    hide, numbers = scrubber(self.about), pseudonym(self.about)
-    if per_patient(rows, {*numbers, *numbers.values()}): return averages(rows, len(numbers))
-    return [{k: hide(v) if isinstance(v, str) else v for k,v in r.items()} for r in rows]
 
 # %% ../../nbs/reports/05_study_run.ipynb #900be5c4
 def _save_png(picture, file): # uint8 array `(Y,X)` or `(Y,X,3)`

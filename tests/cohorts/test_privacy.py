@@ -255,15 +255,15 @@ def test_the_hook_is_the_command():
 # What may leave
 
 def test_numbers_are_drawn_once_and_by_lot(hospital, tmp_path):
-    first = privacy.pseudonym(privacy.cohort_of(hospital))
-    assert privacy.pseudonym(privacy.cohort_of(hospital)) == first and sorted(first.values()) == [f'P{n}' for n in range(1, 7)]
+    first = privacy.pseudonym(privacy.policy_of(hospital))
+    assert privacy.pseudonym(privacy.policy_of(hospital)) == first and sorted(first.values()) == [f'P{n}' for n in range(1, 7)]
     shutil.copytree(hospital/'Ann_Miller', hospital/'Gil_Short')
-    later = privacy.pseudonym(privacy.cohort_of(hospital))
+    later = privacy.pseudonym(privacy.policy_of(hospital))
     assert {k: v for k, v in later.items() if k in first} == first and later['Gil_Short'] == 'P7'
     orders = set()
     for _ in range(8):
         shutil.rmtree(hospital/privacy.STATE)
-        orders.add(tuple(privacy.pseudonym(privacy.cohort_of(hospital)).values()))
+        orders.add(tuple(privacy.pseudonym(privacy.policy_of(hospital)).values()))
     assert len(orders) > 1, 'the order of the names would tell the numbers'
 
 
@@ -276,7 +276,7 @@ def test_two_processes_draw_the_same_numbers(hospital):
 def test_a_cohort_that_cannot_be_written_to_is_numbered_all_the_same(hospital, monkeypatch):
     def refuse(*args, **kwargs): raise PermissionError(13, 'no')
     monkeypatch.setattr(Path, 'mkdir', refuse)
-    cohort = privacy.cohort_of(hospital)
+    cohort = privacy.policy_of(hospital)
     assert privacy.pseudonym(cohort) == privacy.pseudonym(cohort) and not (hospital/privacy.STATE).exists()
     assert privacy.own_cache(cohort) != hospital/privacy.STATE
 
@@ -285,7 +285,7 @@ def test_a_cohort_that_cannot_be_written_to_is_numbered_all_the_same(hospital, m
 def test_no_exception_carries_a_name(hospital, raised):
     import traceback
     with pytest.raises(Exception) as e:
-        with privacy.guarded(privacy.cohort_of(hospital)): raise raised
+        with privacy.guarded(privacy.policy_of(hospital)): raise raised
     assert 'Miller' not in ''.join(traceback.format_exception_only(e.value)) and e.value.__context__ is e.value.__cause__ is None
 
 
@@ -294,20 +294,20 @@ def test_a_guard_ends_with_its_block(hospital, monkeypatch):
     import logging, os
     streams, factory = (sys.stdout, sys.stderr), logging.getLogRecordFactory()
     with pytest.raises(Exception):
-        with privacy.guarded(privacy.cohort_of(hospital)):
+        with privacy.guarded(privacy.policy_of(hospital)):
             assert (sys.stdout, sys.stderr) == streams, 'only a study, in a kernel of its own, has its streams replaced'
             raise ValueError
-    with privacy.guarded(privacy.cohort_of(hospital), printed=True): pass
+    with privacy.guarded(privacy.policy_of(hospital), printed=True): pass
     assert (sys.stdout, sys.stderr) == streams and logging.getLogRecordFactory() is factory and os.environ['NEUROSEG_CACHE'] == 'before'
 
 
 def test_what_nobody_calls_public_is_private(hospital, tmp_path):
-    assert not privacy.cohort_of(write_phantom_hospital(tmp_path/'drawn', n_patients=1, size_px=32, n_slices=4)).private
-    assert privacy.cohort_of(hospital).private and 'ward7' not in json.dumps(privacy.cohort_of(hospital).facts)
+    assert not privacy.policy_of(write_phantom_hospital(tmp_path/'drawn', n_patients=1, size_px=32, n_slices=4)).private
+    assert privacy.policy_of(hospital).private and 'ward7' not in json.dumps(privacy.policy_of(hospital).facts)
     with open(hospital/'cohort.csv', 'w') as f: f.write('patient,case\n' + ''.join(f'{p.name},Brats18_TCIA01_{n}_1\n' for n, p in enumerate(sorted(hospital.iterdir())) if p.is_dir()))
-    assert not privacy.cohort_of(hospital).private
+    assert not privacy.policy_of(hospital).private
     privacy.mark(hospital)
-    assert privacy.cohort_of(hospital).private
+    assert privacy.policy_of(hospital).private
 
 
 # A whole run
@@ -353,8 +353,8 @@ def repo(tmp_path, monkeypatch):
 
 def betrayed(tmp_path, hospital, but=()):
     "Files outside the cohort's own folder that hold a name of it or one of its pictures."
-    from neuroseg.cohorts.privacy import cohort_of, name_pattern
-    cohort = cohort_of(hospital)
+    from neuroseg.cohorts.privacy import policy_of, name_pattern
+    cohort = policy_of(hospital)
     pattern, scans = name_pattern(cohort), [f.read_bytes()[-200:-20] for c in cohort.cases for f in c.images]
     return [n for n, b in everything(tmp_path).items() if not (tmp_path.resolve()/n).is_relative_to(hospital) and n not in but
             and (pattern.search(b.decode('utf-8', 'ignore')) or pattern.search(n) or any(s in b for s in scans))]
@@ -394,7 +394,7 @@ def test_a_study_that_writes_by_itself_is_stopped(repo, hospital, tmp_path):
 
 def test_results_of_a_private_cohort_stay_out_of_git(hospital, tmp_path):
     assert subprocess.run(['git', 'check-ignore', '-q', 'reports/25_x/private_cpu/run.json'], cwd=ROOT).returncode in (0, 128)
-    cohort = privacy.cohort_of(hospital)
+    cohort = privacy.policy_of(hospital)
     privacy.check_place(ROOT/'reports/25_x/private_cpu', cohort)
     if (ROOT/'.git').exists():
         with pytest.raises(OutputError, match='git does not ignore'): privacy.check_place(ROOT/'reports/25_x/cpu', cohort)
@@ -442,7 +442,7 @@ def ward(hospital, tmp_path, monkeypatch):
 def plain_prints(ward):
     "Fingerprints by which whoever has the files could recognise them: of each patient, of all, of all but each, of each file."
     from neuroseg.core import hash_files, sha256_file
-    files = {c.patient: [f for f in (*c.images, *c.masks) if f] for c in privacy.cohort_of(ward).cases}
+    files = {c.patient: [f for f in (*c.images, *c.masks) if f] for c in privacy.policy_of(ward).cases}
     whole = [f for fs in files.values() for f in fs]
     rest = [[f for q, fs in files.items() if q != p for f in fs] for p in files]
     return [hash_files(fs) for fs in (*files.values(), *rest, whole)] + [sha256_file(f) for f in whole]
@@ -458,7 +458,7 @@ def told(ward, tmp_path, capfd):
 
 
 def test_training_and_scoring_tell_nobody(ward, tmp_path, capfd):
-    from neuroseg.evaluation.scores import read_rows
+    from neuroseg.cohorts.tables import read_rows
     from neuroseg.learn.cross_validation import split_cohort
     at, model = tmp_path/'run', tmp_path/'run'/'model'/'model.json'
     assert main(['train', str(ward), '-o', str(at), '--fold', '1', *TRIAL]) == 0
@@ -470,10 +470,10 @@ def test_training_and_scoring_tell_nobody(ward, tmp_path, capfd):
     assert '5 of these patients taught the model: choose the fold' in said.err
     assert told(ward, tmp_path, capfd) == set()
     taught, asked, _ = split_cohort(ward, fold=1)
-    number, card, plan, record = privacy.pseudonym(privacy.cohort_of(ward)), read_json(model), read_json(at/'plan.json'), read_json(at/'run.json')
+    number, card, plan, record = privacy.pseudonym(privacy.policy_of(ward)), read_json(model), read_json(at/'plan.json'), read_json(at/'run.json')
     assert (card['split']['train'], card['split']['test'], len(card['split']['keyed'])) == (5, 1, 5) and plan['split'] == card['split']
     assert all(h.startswith('keyed:') for h in (card['data']['hash'], plan['data_hash'], record['data_hash'], read_json(tmp_path/'all'/'run.json')['data_hash']))
-    assert record['params']['cohort'] == read_json(tmp_path/'all'/'run.json')['params']['cohort'] == privacy.cohort_of(ward).facts
+    assert record['params']['cohort'] == read_json(tmp_path/'all'/'run.json')['params']['cohort'] == privacy.policy_of(ward).facts
     assert card['metrics']['all sequences']['dice'] == dict(mean=read_json(at/'summary.json')['all sequences']['scores']['dice']['mean']), 'one patient is no statistic'
     assert {r['patient'] for r in read_rows(at/'patients.csv')} == {number[c.patient] for c in asked}
     rows = read_rows(tmp_path/'all'/'patients.csv')
@@ -497,7 +497,8 @@ def test_a_fault_in_the_middle_tells_nobody(ward, tmp_path, capfd, words):
 def test_a_cross_validation_and_the_model_of_all_tell_nobody(ward, tmp_path, capfd, monkeypatch):
     "Exporting is left to the test above: what is written on a card is what matters here."
     from neuroseg.learn import cross_validation
-    from neuroseg.evaluation.scores import TorchSegmenter, read_rows
+    from neuroseg.cohorts.tables import read_rows
+    from neuroseg.learn.networks import TorchSegmenter
     trained = {}
     def export(nets, folder, *, name, card, cfg, bits):
         trained[folder/f'{name}.json'] = TorchSegmenter(nets[0], cfg.prep, threshold=cfg.threshold)
@@ -522,11 +523,11 @@ def test_a_cross_validation_and_the_model_of_all_tell_nobody(ward, tmp_path, cap
 def test_the_guard_changes_no_number(hospital, tmp_path, monkeypatch):
     "The same patients, once public and once private: the same folds, weights and scores."
     pytest.importorskip('fastai')
-    from neuroseg.evaluation.scores import read_rows
+    from neuroseg.cohorts.tables import read_rows
     from neuroseg.learn.cross_validation import fit_cohort, recipe
     from neuroseg.learn.train import checkpoint_meta
     monkeypatch.setenv('NEUROSEG_CACHE', str(tmp_path/'cache'))
-    cfg, number = recipe(dict(model='trial', epochs=1, bs=4, prep=dict(size_px=32))), privacy.pseudonym(privacy.cohort_of(hospital))
+    cfg, number = recipe(dict(model='trial', epochs=1, bs=4, prep=dict(size_px=32))), privacy.pseudonym(privacy.policy_of(hospital))
     fit_cohort(hospital, tmp_path/'private', cfg=cfg, fold=1, progress=False)
     privacy.mark(hospital, private=False, source='drawn')
     open_, held = fit_cohort(hospital, tmp_path/'public', cfg=cfg, fold=1, progress=False), read_json(tmp_path/'private'/'summary.json')

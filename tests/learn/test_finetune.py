@@ -10,7 +10,7 @@ from neuroseg import cli
 from neuroseg.cohorts.cases import find_cases
 from neuroseg.core import ConfigError, OutputError, RunError
 from neuroseg.learn.slices import slice_set
-from neuroseg.evaluation.scores import read_rows
+from neuroseg.cohorts.tables import read_rows
 from neuroseg.learn.export import export_model
 from neuroseg.learn.finetune import interpolate_weights, assign_folds, finetune, start_weights, tuning_recipe
 from neuroseg.segmentation.card import load_card

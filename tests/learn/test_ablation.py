@@ -9,7 +9,7 @@ from conftest import ROOT
 from neuroseg.learn.ablation import (arm_rows, differences, grid_from, jobs, read_grid, run_folder, run_grid,
                                      seed_gains)
 from neuroseg.core import read_json
-from neuroseg.evaluation.scores import read_rows, write_rows
+from neuroseg.cohorts.tables import read_rows, write_rows
 from neuroseg.scans.phantom import write_phantom_lgg
 
 SAID = dict(base=dict(model='trial', epochs=1, bs=8, prep=dict(size_px=32)), folds=[0, 1], seeds=[0, 1],
