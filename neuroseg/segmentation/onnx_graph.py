@@ -50,7 +50,7 @@ def proto_fields(
         else: raise ValueError(f'field type {wire} does not exist')
         yield key>>3, v
 
-# %% ../../nbs/segmentation/01_onnx_graph.ipynb #c014
+# %% ../../nbs/segmentation/01_onnx_graph.ipynb #c015
 @dataclass
 class GraphFacts:
     "The structure of a model, as far as it can be known without running it."
@@ -60,7 +60,7 @@ class GraphFacts:
     nested:bool # Whether it has loops, branches or functions
     outside:bool # Whether weights lie in other files
 
-# %% ../../nbs/segmentation/01_onnx_graph.ipynb #c017
+# %% ../../nbs/segmentation/01_onnx_graph.ipynb #c018
 MODEL_GRAPH, MODEL_OPSET, MODEL_FUNCTIONS = 7, 8, 25
 GRAPH_NODE, GRAPH_TENSOR, GRAPH_SPARSE = 1, 5, 15
 NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 4, 5, 7
@@ -68,12 +68,13 @@ ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS = (5, 10), (6, 11)
 TENSOR_FILE, TENSOR_LOCATION = 13, 14 # location 0 is this file, 1 another one
 STANDARD_DOMAINS = {b'', b'ai.onnx'}
 
+# %% ../../nbs/segmentation/01_onnx_graph.ipynb #c020
 def _parts(buf, *numbers): return [v for n,v in proto_fields(buf) if n in numbers]
 def _in_other_file(tensor):
     "Whether the values of a tensor lie in another file."
     return any(n==TENSOR_FILE or n==TENSOR_LOCATION and v for n,v in proto_fields(tensor))
 
-# %% ../../nbs/segmentation/01_onnx_graph.ipynb #c019
+# %% ../../nbs/segmentation/01_onnx_graph.ipynb #c022
 def graph_facts(
     blob:bytes, # An .onnx file
 )->GraphFacts: # `ValueError`, `IndexError`, `TypeError` or `AttributeError` where it is none
@@ -94,9 +95,10 @@ def graph_facts(
     opset = max((o.get(2, 0) for o in opsets), default=0)
     return GraphFacts(opset, ops, bool(domains-STANDARD_DOMAINS), nested, outside)
 
-# %% ../../nbs/segmentation/01_onnx_graph.ipynb #c023
+# %% ../../nbs/segmentation/01_onnx_graph.ipynb #c027
 MAX_NODES = 20_000 # Operations; the shipped model has 498. The bound keeps the running time bounded
 
+# %% ../../nbs/segmentation/01_onnx_graph.ipynb #c030
 def _graph_faults(facts, name)->list: # Messages
     "The reasons to refuse a model."
     n = facts.ops.total()
@@ -110,7 +112,7 @@ def _graph_faults(facts, name)->list: # Messages
         (not 0<n<=MAX_NODES, Message('onnx_operations', '`{name}` has {n} operations; expected 1 to {most}; '
                                      'export a segmentation network', 'error', name=name, n=n, most=MAX_NODES))) if bad]
 
-# %% ../../nbs/segmentation/01_onnx_graph.ipynb #c025
+# %% ../../nbs/segmentation/01_onnx_graph.ipynb #c032
 def check_graph(
     blob:bytes, # An .onnx file
     name:str, # Its name, for messages

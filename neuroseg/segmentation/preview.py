@@ -17,7 +17,7 @@ from ..scans.masks import boundary
 from ..scans.preparation import axial_view, head_mask, rescale, to_axial
 from .quality import laterality_known
 
-# %% ../../nbs/segmentation/05_preview.ipynb #c006
+# %% ../../nbs/segmentation/05_preview.ipynb #c007
 ORANGE = (230,159,0) # Of the palette of Okabe and Ito, which people with colour blindness can tell apart
 
 def overlay(
@@ -32,7 +32,7 @@ def overlay(
     alpha = np.where(boundary(mask), 1., fill*mask)[...,None]
     return (rgb*(1-alpha) + np.array(colour)*alpha).round().astype(np.uint8)
 
-# %% ../../nbs/segmentation/05_preview.ipynb #c009
+# %% ../../nbs/segmentation/05_preview.ipynb #c011
 def pick_slices(
     area_px, # Mask pixels of each slice
     n:int=12, # At most this many
@@ -43,7 +43,7 @@ def pick_slices(
     lo,hi = (max(found[0]-1, 0), min(found[-1]+1, last)) if len(found) else (0, last)
     return sorted({int(round(i)) for i in np.linspace(lo, hi, min(n, hi-lo+1))})
 
-# %% ../../nbs/segmentation/05_preview.ipynb #c012
+# %% ../../nbs/segmentation/05_preview.ipynb #c014
 def _tile_size(
     shape:tuple, # `(Z,Y,X)` of an axial volume
     mm:tuple, # `(z,y,x)` between voxels
@@ -58,7 +58,7 @@ def _resized(plane, size, how):
     from PIL import Image
     return np.asarray(Image.fromarray(plane).resize(size, how))
 
-# %% ../../nbs/segmentation/05_preview.ipynb #c014
+# %% ../../nbs/segmentation/05_preview.ipynb #c016
 def tiles(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`
@@ -78,10 +78,11 @@ def tiles(
         return Image.fromarray(overlay(image, inside>0))
     return [(k, _draw(k)) for k in pick_slices(m.sum((1,2)), n)]
 
-# %% ../../nbs/segmentation/05_preview.ipynb #c018
+# %% ../../nbs/segmentation/05_preview.ipynb #c021
 TILE_PX, SINGLE_PX = 200, 512 # Longer side of one slice of several, and of a single one
 CAPTION_PX = 16 # Height of the caption
 
+# %% ../../nbs/segmentation/05_preview.ipynb #c023
 def _draw_labels(
     draw, # `ImageDraw`
     place:tuple, # `(x,y)` of the slice's upper left corner
@@ -95,7 +96,7 @@ def _draw_labels(
     for letter,at,anchor in zip(letters, ((x+4,y+h//2), (x+w-4,y+h//2)), ('lm','rm')):
         draw.text(at, letter, 'white', anchor=anchor)
 
-# %% ../../nbs/segmentation/05_preview.ipynb #c020
+# %% ../../nbs/segmentation/05_preview.ipynb #c025
 def preview(
     scan:Scan, # With a FLAIR sequence
     mask:np.ndarray, # Boolean `(Z,Y,X)`

@@ -47,9 +47,11 @@ INVERTED_RIM = .75 # Grey level of the border, 0 darkest to 1 brightest; of 98 p
 INVERTED_STEP = .1 # By how much the centre is darker than the border where contrast is inverted
 BRIGHTEST = 99.5 # Percentile taken for the brightest grey level, so that single voxels do not set it
 
+# %% ../../nbs/segmentation/04_quality.ipynb #c019
 def _border(v): return np.concatenate([v[:,[0,-1]].ravel(), v[:,:,[0,-1]].ravel()])
 def _central_quarter(v): return v[len(v)//2][tuple(slice(n//4, 3*n//4+1) for n in v.shape[1:])]
 
+# %% ../../nbs/segmentation/04_quality.ipynb #c021
 def background_warnings(
     flair:np.ndarray, # Axial volume `(Z,Y,X)`
     head:np.ndarray, # Boolean, from `head_mask`
@@ -66,10 +68,11 @@ def background_warnings(
         return [Message('photograph', 'a colour picture without dark background: a photograph rather than MRI?')]
     return [Message('no_background', 'no dark background around the head: cropped, or no brain MRI')]
 
-# %% ../../nbs/segmentation/04_quality.ipynb #c019
+# %% ../../nbs/segmentation/04_quality.ipynb #c023
 HEAD_MM = (60, 320) # Larger side of the largest slice of a head: from less than a newborn's to more than any adult's
 HEAD_ASPECT = (.8, 1.7) # Length to width of the largest slice; of 98 patients it is 0.97 to 1.37
 
+# %% ../../nbs/segmentation/04_quality.ipynb #c025
 def shape_warnings(
     head:np.ndarray, # Boolean axial volume `(Z,Y,X)`
     mm:tuple|None=None, # `(z,y,x)` between voxels; None where unknown
@@ -86,7 +89,7 @@ def shape_warnings(
                     'its shape is not that of a head seen from above: another part of the body, or another '
                     'view?')]
 
-# %% ../../nbs/segmentation/04_quality.ipynb #c022
+# %% ../../nbs/segmentation/04_quality.ipynb #c029
 MIN_HEAD = .02 # Share of the volume that a head covers at least
 
 def plausibility_warnings(
@@ -103,7 +106,7 @@ def plausibility_warnings(
         return [Message('mostly_background', 'nearly all of the image is background: no brain MRI?')]
     return shape_warnings(head, mm)
 
-# %% ../../nbs/segmentation/04_quality.ipynb #c025
+# %% ../../nbs/segmentation/04_quality.ipynb #c033
 def has_orientation(
     header, # NIfTI header, or None
 )->bool: # False where both of its transforms are marked as unknown, and nibabel assumes one
@@ -116,7 +119,7 @@ def laterality_known(
     "Whether a scan says which side is the patient's right."
     return scan.affine is not None and has_orientation(scan.header)
 
-# %% ../../nbs/segmentation/04_quality.ipynb #c030
+# %% ../../nbs/segmentation/04_quality.ipynb #c038
 def _sequence_warnings(scan:Scan)->list:
     "Sequences that are missing or assumed."
     absent = [s for s in SEQUENCES if s not in scan.sequences]
@@ -138,7 +141,7 @@ def _geometry_warnings(scan:Scan)->list:
         warn.append(Message('single_slice', 'a single slice: segmented without its neighbours', 'note'))
     return warn
 
-# %% ../../nbs/segmentation/04_quality.ipynb #c032
+# %% ../../nbs/segmentation/04_quality.ipynb #c041
 MIN_GREY_LEVELS = 16 # A slice of MRI has hundreds, a drawing or a mask a few
 
 def scan_warnings(
@@ -155,7 +158,7 @@ def scan_warnings(
                             least=MIN_GREY_LEVELS))
     return warn
 
-# %% ../../nbs/segmentation/04_quality.ipynb #c037
+# %% ../../nbs/segmentation/04_quality.ipynb #c047
 # Below this expected Dice a warning is given; a card may set its own `low_confidence`. Of the 88 patients of the
 # cross-validation (reports/23_learner/cpu/patients.csv) 19 fall below, among them 6 of the 7 whose Dice is under 0.7
 LOW_CONFIDENCE = .85
@@ -163,6 +166,7 @@ LOW_CONFIDENCE = .85
 # cover 0.20 and 0.30
 LARGE_IN_VOLUME, LARGE_IN_SLICE = .25, .5
 
+# %% ../../nbs/segmentation/04_quality.ipynb #c049
 def mask_warnings(
     mask:np.ndarray, # Boolean `(Z,Y,X)`
     scan:Scan, # The scan of the mask
@@ -182,7 +186,7 @@ def mask_warnings(
         warn.append(Message('large_mask', 'the mask covers {share:.0%} of the head: probably no lesion', share=share))
     return warn
 
-# %% ../../nbs/segmentation/04_quality.ipynb #c039
+# %% ../../nbs/segmentation/04_quality.ipynb #c051
 DROPPED_SHARE = .1 # Voxels of dropped components, relative to the mask, above which a warning is given; less are specks
 
 def dropped_warnings(

@@ -79,6 +79,7 @@ def prob(self:Segmenter,
 # %% ../../nbs/segmentation/06_result.ipynb #c019
 NOTICE = 'Research use only. Not a medical device: not for diagnosis or treatment.'
 
+# %% ../../nbs/segmentation/06_result.ipynb #c021
 @dataclass
 class Segmentation:
     "A scan with its mask, its measurements and its warnings."
@@ -98,7 +99,7 @@ class Segmentation:
     def __repr__(self):
         return f"Segmentation({self.scan.source!r}, {self.stats['n_px']:,} voxels, confidence {self.confidence:.2f})"
 
-# %% ../../nbs/segmentation/06_result.ipynb #c021
+# %% ../../nbs/segmentation/06_result.ipynb #c023
 @patch
 def _repr_markdown_(self:Segmentation):
     s = self.stats
@@ -111,11 +112,12 @@ def _repr_markdown_(self:Segmentation):
     warnings = ''.join(f'\n- {w}' for w in self.warnings)
     return f'**{self.scan.source}**\n\n| | |\n|---|---|\n{table}\n{warnings}\n\n*{NOTICE}*'
 
-# %% ../../nbs/segmentation/06_result.ipynb #c025
+# %% ../../nbs/segmentation/06_result.ipynb #c028
 def _check_threshold(threshold):
     "`ConfigError` for a value that is no probability."
     if not 0<threshold<1: raise ConfigError(f"threshold={threshold} must lie between 0 and 1")
 
+# %% ../../nbs/segmentation/06_result.ipynb #c030
 @patch
 def with_threshold(self:Segmentation,
     threshold:float, # Above which a voxel is tumour, 0 to 1
@@ -129,7 +131,7 @@ def with_threshold(self:Segmentation,
     return replace(self, mask=mask, threshold=threshold, confidence=confidence,
                    stats=lesion_stats(mask, self.scan.spacing_mm), warnings=self.notes + of_mask)
 
-# %% ../../nbs/segmentation/06_result.ipynb #c029
+# %% ../../nbs/segmentation/06_result.ipynb #c035
 @patch
 def segment(self:Segmenter,
     source, # A `Scan`, or a path for `read_scan`: a file, a folder of slices, NIfTI files, a DICOM folder
@@ -148,7 +150,7 @@ def segment(self:Segmenter,
     result = Segmentation(None, prob, scan, math.nan, {}, [], self.card, threshold, 0., files, notes)
     return replace(result.with_threshold(threshold), seconds=time.perf_counter()-start)
 
-# %% ../../nbs/segmentation/06_result.ipynb #c035
+# %% ../../nbs/segmentation/06_result.ipynb #c041
 _loaded = {} # The model of the last call of `segment`
 
 def segment( # noqa: F811 - the method of a `Segmenter` has the same name
@@ -167,11 +169,12 @@ def segment( # noqa: F811 - the method of a `Segmenter` has the same name
         _loaded[key] = Segmenter(card, threads=threads)
     return _loaded[key].segment(source, threshold=threshold, flips=flips)
 
-# %% ../../nbs/segmentation/06_result.ipynb #c039
+# %% ../../nbs/segmentation/06_result.ipynb #c046
 def _scan_facts(scan:Scan)->dict: # kind, sequences, shape `(Z,Y,X)`, spacing_mm
     "The part of a report that describes the scan."
     return dict(kind=scan.kind, sequences=scan.sequences, shape=scan.shape, spacing_mm=scan.spacing_mm)
 
+# %% ../../nbs/segmentation/06_result.ipynb #c048
 @patch
 def report(self:Segmentation,
     case:str|None=None, # Name of the case; by default the name of the scan
@@ -188,9 +191,10 @@ def report(self:Segmentation,
         input=[dict(name=f.name, sha256=sha256_file(f)) for f in self.files], seconds=round(self.seconds, 3),
         warnings=[jsonable(as_message(w).facts) for w in self.warnings], neuroseg=neuroseg.__version__, notice=NOTICE)
 
-# %% ../../nbs/segmentation/06_result.ipynb #c043
+# %% ../../nbs/segmentation/06_result.ipynb #c052
 RESULT_FILES = re.compile(r'mask\.nii\.gz|mask\.png|masks(/.+_mask\.png)?|preview\.png|report\.json')
 
+# %% ../../nbs/segmentation/06_result.ipynb #c054
 def replaceable(
     folder:Path, # Where a result shall be written
 )->bool: # False where it holds anything but an earlier result
@@ -200,7 +204,7 @@ def replaceable(
     except InputError: return False
     return ours and all(RESULT_FILES.fullmatch(f.relative_to(folder).as_posix()) for f in folder.rglob('*'))
 
-# %% ../../nbs/segmentation/06_result.ipynb #c046
+# %% ../../nbs/segmentation/06_result.ipynb #c057
 @patch
 def save(self:Segmentation,
     folder, # Of this case; its parents are made if need be
