@@ -10,8 +10,10 @@ EXTRAS ?= all
 VENV ?= .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
-# Notebooks tested side by side
+# Notebooks and files of tests that run side by side, one thread each: two times two threads would wait for each other
 WORKERS ?= 2
+ONE_THREAD := OMP_NUM_THREADS=1
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 # Where `make reproduce` leaves its segmented sample
 SAMPLE := runs/sample
 
@@ -45,15 +47,15 @@ reproduce: $(INSTALLED) ## Rerun every study on the synthetic cohort, segment a 
 	@printf 'Reports to open:\n'; ls reports/*/smoke/notebook.html
 
 test: $(INSTALLED) ## Run every notebook and every test that is quick: minutes
-	$(HEADLESS) $(BIN)/nbdev-test --n-workers $(WORKERS)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(HEADLESS) $(ONE_THREAD) $(BIN)/nbdev-test --n-workers $(WORKERS)
+	$(PYTEST) -m 'not slow'
 
 test-all: test ## The same, then the slow tests: whole studies, a wheel in an environment of its own, a browser
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: $(INSTALLED) ## Fast static checks: generated files in step, imports, lessons, lengths, requirements
 	$(BIN)/ruff check --quiet
-	$(BIN)/python -m pytest -q -m 'not slow' tests/house
+	$(BIN)/python -m pytest -q -m 'not slow' --numprocesses $(WORKERS) tests/house
 	$(BIN)/python -m pip check
 
 export: $(INSTALLED) ## Write neuroseg/ from the notebooks, and clean them
