@@ -1,14 +1,16 @@
-"Segment brain tumours in MRI. `neuroseg.segment(path)` is the shortest way in, `neuroseg.Segmenter` the way for many scans."
+"Segment brain tumours in MRI: `neuroseg.segment(path)` for one scan, `neuroseg.Segmenter` for many."
 __version__ = "0.1.0"
 
 import os
 
-# ONNX Runtime reports each start to its maker, and leaves a file in the temporary folder, unless this is set before it is loaded
+# ONNX Runtime reports each start to its maker, and leaves a file in the temporary folder, unless this is set before it
+# is loaded
 os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
 
 # Public names and their modules: loaded when first asked for, so that `import neuroseg` itself stays free of numpy
 _PUBLIC = {'segment': 'segmentation.result', 'Segmentation': 'segmentation.result', 'Segmenter': 'segmentation.result',
-           'predict_cases': 'segmentation.batch', 'read_scan': 'scans.reading', 'Scan': 'scans.stacks', 'load_card': 'segmentation.card'}
+           'predict_cases': 'segmentation.batch', 'load_card': 'segmentation.card',
+           'read_scan': 'scans.reading', 'Scan': 'scans.stacks'}
 
 
 def __getattr__(name):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import InputError, Message, NeurosegError, read_json, sha256_file, write_json
+from ..core import Message, NeurosegError, read_json, sha256_file, write_json
 from ..scans.reading import Found, input_files
 from ..segmentation.result import Segmentation, Segmenter
 from ..evaluation.metrics import hd95_mm, score_case
@@ -122,7 +122,7 @@ def segment_uploads(
         if isinstance(found, Refusal): return [], [found]
         for i,f in enumerate(found):
             name = safe_name(f.parts[-1]) or 'scan'
-            def _on_progress(share): on_progress((i+share)/len(found), name)
+            def _on_progress(share, i=i, name=name): on_progress((i+share)/len(found), name)
             done.append(_attempt(segmenter, f, name, frames=frames, on_progress=_on_progress))
     return [r for r in done if isinstance(r, Result)], [r for r in done if isinstance(r, Refusal)]
 

@@ -133,7 +133,7 @@ def extent_chart(
     "Bars of lesion area, the shown slice in red."
     rows = [dict(slice=i+1, area=a, shown=i==k) for i,a in enumerate(areas)]
     ink = '#e4e4e4' if st.context.theme.type=='dark' else '#333333' # Streamlit's own grey is too faint
-    colour = dict(condition=dict(test='datum.shown', value='rgb(%d,%d,%d)'%RED), value='#8794a3')
+    colour = dict(condition=dict(test='datum.shown', value=f"rgb({','.join(map(str, RED))})"), value='#8794a3')
     x = dict(field='slice', type='ordinal', title=t('slice').lower(), axis=dict(labelOverlap=True, labelAngle=0))
     y = dict(field='area', type='quantitative', title=f"{t('area')}, {unit}")
     return dict(data=dict(values=rows), mark=dict(type='bar', tooltip=True), height=150,

@@ -175,8 +175,8 @@ def picture(
 ): # PIL image
     "A slice as a picture for the screen."
     from PIL import Image
-    size,R = drawn_size(shown, plane, side_px), Image.Resampling
-    grey = _windowed(_resized(slice_plane(shown.volumes[sequence], plane, k), size, R.BICUBIC), window)
+    size,resample = drawn_size(shown, plane, side_px), Image.Resampling
+    grey = _windowed(_resized(slice_plane(shown.volumes[sequence], plane, k), size, resample.BICUBIC), window)
     if layer is not None: grey = layered(grey, layer, **_layer_planes(on, plane, k, size))
     image = with_cross(Image.fromarray(grey), shown, plane, cross)
     return with_sides(image, plane, letters) if shown.sides else image

@@ -86,7 +86,8 @@ def _lay_out(stages):
     heights = sorted({s['height'] for s in stages})
     tall = [.14 + .065*np.log2(h/heights[0]) for h in heights]
     base = np.cumsum([0] + [t+.35 for t in tall])
-    mid, ends = 0., {} # middle of the map that is drawn next; where the left side of a level ends
+    mid, before = 0., 0. # middle of the map that is drawn next; room that the number above the last one takes
+    ends = {} # where the left side of a level ends
     for s in stages:
         level = heights.index(s['height'])
         if s['side']=='up': mid = max(mid, ends.get(level, 0)+.36)

@@ -38,7 +38,7 @@ def scrub(
     for path,word in paths.items():
         for form in {path, path.replace('\\', '/'), path.replace('\\', '\\\\')}:
             if word=='.': text = re.sub(re.escape(form)+r'[/\\]+', '', text)
-            text = re.sub(re.escape(form)+r'(?![\w.-])', lambda m: word, text)
+            text = re.sub(re.escape(form)+r'(?![\w.-])', lambda m, word=word: word, text)
     return re.sub(r'ipykernel_\d+[/\\]+\d+\.py', 'cell', USER_FOLDER.sub('~', text))
 
 # %% ../../nbs/reports/06_publishing.ipynb #730d2ff4

@@ -10,9 +10,9 @@ __all__ = ['DRAW', 'find_repo', 'studies', 'find_study', 'tagged_cells', 'figure
 
 # %% ../../nbs/reports/03_study_notebook.ipynb #bd75d6b8
 import ast, re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 from ..core import ConfigError, data_dir, DataError, need, package_dir, read_json, RunError
 
@@ -123,8 +123,8 @@ def study_params(
     "The settings of one profile."
     study = find_study(name, root).stem
     if _params_file(study, find_repo(root)) is None:
-        raise ConfigError(f"study {study} has no `params.yml` in reports/{study}; write one with a key for each "
-                          "profile")
+        raise ConfigError(f"study {study} has no `params.yml` in reports/{study}; "
+                          "write one with a key for each profile")
     profiles = study_profiles(study, root)
     if profile not in profiles:
         raise ConfigError(f"study {study} has no profile {profile!r}; choose one of {', '.join(profiles)}")
@@ -151,8 +151,8 @@ def parameters_of(
     "The settings that a study takes from outside."
     tagged = tagged_cells(notebook, 'parameters')
     if len(tagged)!=1:
-        raise ConfigError(f"`{notebook.name}` has {len(tagged) or 'no'} cells tagged `parameters`; tag the one that "
-                          "holds its settings")
+        raise ConfigError(f"`{notebook.name}` has {len(tagged) or 'no'} cells tagged `parameters`; "
+                          "tag the one that holds its settings")
     lines = ast.parse(tagged[0]).body
     return [t.id for line in lines if isinstance(line, ast.Assign) for t in line.targets if isinstance(t, ast.Name)]
 
@@ -164,5 +164,5 @@ def check_params(
     known = parameters_of(notebook)
     wrong = sorted(set(params)-set(known))
     if wrong:
-        raise ConfigError(f"`{notebook.name}` has no parameter {', '.join(map(repr, wrong))}; choose from "
-                          f"{', '.join(known)}")
+        raise ConfigError(f"`{notebook.name}` has no parameter {', '.join(map(repr, wrong))}; "
+                          f"choose from {', '.join(known)}")
