@@ -1,4 +1,4 @@
-"What must not change while code is moved: every stored number, every stored figure, and the masks of the shipped model."
+"Must not change while code is moved: every stored number, every stored figure, and the masks of the shipped model."
 import math, shutil
 
 import numpy as np
@@ -42,12 +42,15 @@ def pixels(file): return np.asarray(Image.open(file).convert('RGBA'))
 
 @pytest.mark.parametrize('run, figure', FIGURES, ids=[f'{run}:{figure}' for run, figure in FIGURES])
 def test_every_stored_figure_is_drawn_again(run, figure, tmp_path):
-    shutil.copytree(ROOT/'reports'/run, tmp_path/'run', ignore=shutil.ignore_patterns('figures', 'trainings', '*.ipynb', '*.html'))
+    shutil.copytree(ROOT/'reports'/run, tmp_path/'run',
+                    ignore=shutil.ignore_patterns('figures', 'trainings', '*.ipynb', '*.html'))
     drawn = draw(tmp_path/'run', figure)
     assert np.array_equal(pixels(drawn), pixels(ROOT/'reports'/run/'figures'/f'{figure}.png'))
 
 
-@pytest.mark.parametrize('name, changes', [('sample', {}), ('sample_low_threshold', dict(threshold=.1)), ('sample_no_flips', dict(flips=False)), ('sample_flair', {})])
+@pytest.mark.parametrize('name, changes',
+                         [('sample', {}), ('sample_low_threshold', dict(threshold=.1)),
+                          ('sample_no_flips', dict(flips=False)), ('sample_flair', {})])
 def test_the_shipped_model_outlines_the_phantom_as_before(name, changes):
     source = sample_path()
     if name == 'sample_flair': source = next(source.glob('*flair*'))

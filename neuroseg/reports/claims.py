@@ -166,8 +166,8 @@ def check_claims(
     for c in load_claims(root):
         ours = our_value(c, root)
         if (found := judge(c, ours))!=c.verdict:
-            faults.append(f"{c.id}: {c.what} {c.value} is called {c.verdict!r}, but {c.run or 'its entry'} says "
-                          f"{ours}: {found!r}")
+            faults.append(f"{c.id}: {c.what} {c.value} is called {c.verdict!r}, "
+                          f"but {c.run or 'its entry'} says {ours}: {found!r}")
     faults += changed_runs(root)
     ledger = root/'CLAIMS.md'
     if not ledger.is_file() or ledger.read_text(encoding='utf-8')!=ledger_text(root):

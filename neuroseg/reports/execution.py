@@ -19,7 +19,7 @@ from ..cohorts.disclosure import safe_facts
 from ..cohorts.privacy import cleaned, policy_of, scrubber
 from ..cohorts.phi_scan import check
 from .study_notebook import check_params, find_repo, find_study, study_cells, study_params
-from .stored_run import compute_summary
+from .stored_run import summary
 from .study_run import HELD
 from .publishing import own_paths, publishable, scrub_all, to_html
 
@@ -191,11 +191,11 @@ def _check_run(folder, notebook, params, cohort):
     if ignored:
         raise RunError(f"the study did not run with the given {', '.join(ignored)}; does a cell assign it again?")
     if cohort: return # its tables are averages
-    cells, study = study_cells(notebook), notebook.stem
-    if compute_summary(folder, cells.numbers, cells.headline, cells.answer)!=read_json(folder/'summary.json'):
-        raise RunError(f"study {study}: its numbers do not follow from its tables alone; store everything that "
-                       "`numbers` uses")
-    left = [f.stem for f in (folder/'figures').glob('*.png') if f.stem not in cells.figures]
+    study, figures = notebook.stem, study_cells(notebook).figures
+    if summary(folder, notebook)!=read_json(folder/'summary.json'):
+        raise RunError(f"study {study}: its numbers do not follow from its tables alone; "
+                       "store everything that `numbers` uses")
+    left = [f.stem for f in (folder/'figures').glob('*.png') if f.stem not in figures]
     if left:
         raise RunError(f"study {study}: no cell tagged `figures` draws {', '.join(left)}; tag the cell that defines it")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core import (atomic_path, ConfigError, DataError, flat, git_commit, need, read_json, RunError, write_json)
 from .study_notebook import (find_repo, find_study, missing_cohorts, studies, study_cells, study_params,
                                              study_profiles)
-from .stored_run import compute_summary, store_figure, kept_runs, notebook_of
+from .stored_run import kept_runs, notebook_of, store_figure, summary
 from .execution import run_study
 
 # %% ../../nbs/reports/08_reproduce.ipynb #072fa741
@@ -54,8 +54,8 @@ def tolerances(
     wrong = [study for study,rules in said.items() if not isinstance(rules, dict)
              or not all(map(is_rule, rules.values()))]
     if wrong:
-        raise ConfigError(f"`tolerances.yml`: the rules of {', '.join(wrong)} are not patterns with a number or null "
-                          "each")
+        raise ConfigError("`tolerances.yml`: "
+                          f"the rules of {', '.join(wrong)} are not patterns with a number or null each")
     return said
 
 # %% ../../nbs/reports/08_reproduce.ipynb #89dab0b5
@@ -95,7 +95,7 @@ def write_index(
     order = sorted(kept_runs(root),
                    key=lambda f: (int(re.match(r'\d*', f.parent.name)[0] or 999), f.parent.name, f.name))
     head = '| study | found | run |\n|---|---|---|'
-    about = ABOUT.format(example=next(iter(studies(root)), '20_exploration'))
+    about = ABOUT.format(example=next(iter(studies(root)), 'STUDY'))
     text = '\n'.join([about, head, *(_row(root, f) for f in order)]) + '\n'
     with atomic_path(root/'reports'/'README.md') as tmp: tmp.write_text(text, encoding='utf-8', newline='\n')
     return root/'reports'/'README.md'
@@ -192,8 +192,7 @@ def write_summaries(
     root, changed = find_repo(root), []
     wanted = {f.stem for f in studies(root).values()} if names is None else {find_study(n, root).stem for n in names}
     for run in (f for f in kept_runs(root) if f.parent.name in wanted):
-        cells = study_cells(notebook_of(run))
-        found = compute_summary(run, cells.numbers, cells.headline, cells.answer)
+        found = summary(run)
         if found==read_json(run/'summary.json'): continue
         write_json(run/'summary.json', found)
         changed.append(run/'summary.json')

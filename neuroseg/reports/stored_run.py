@@ -79,10 +79,16 @@ def compute_summary(
 
 def summary(
     run, # Folder of a run
+    notebook=None, # Its study; None: as `notebook_of` finds it
 )->dict: # JSON-ready
     "The numbers and sentences of a run, computed again from its tables by the cells of its study."
-    cells = study_cells(notebook_of(run))
-    return compute_summary(run, cells.numbers, cells.headline, cells.answer)
+    notebook = notebook or notebook_of(run)
+    cells = study_cells(notebook)
+    try: return compute_summary(run, cells.numbers, cells.headline, cells.answer)
+    except NameError as e:
+        raise ConfigError(f"study {notebook.stem}: its cells tagged `numbers` and `answer` use a name that none of "
+                          "them "
+                          f"defines ({e}); let them import what they use and read stored tables only") from e
 
 # %% ../../nbs/reports/04_stored_run.ipynb #10087f91
 def stored(

@@ -1,29 +1,47 @@
 "Figures: readable when small, told apart by everybody, the same bytes in every process."
-import itertools, subprocess, sys
+import itertools, os, subprocess, sys
 
 import numpy as np
 import pytest
 
 pd = pytest.importorskip('pandas')
 pytest.importorskip('matplotlib')
-from neuroseg.reports import plots
-from neuroseg.reports import network_drawing
-from neuroseg.reports import figures
-from neuroseg.core import ConfigError, InputError, ShapeError, sha256_file
+from conftest import ROOT
+from neuroseg.core import ConfigError, InputError, ShapeError, sha256_file, write_json
+from neuroseg.reports import network_drawing, plots, stored_run, study_notebook
+from neuroseg.reports.study_notebook import study_cells
 
 
 @pytest.fixture(scope='module')
 def patients():
-    rng = np.random.default_rng(0)
-    n = 30
-    rows = pd.DataFrame(dict(patient=[f'PH_{i:04}' for i in range(n)], institution=rng.choice(['DU', 'HT', 'CS', 'FG', 'EZ'], n), fold=np.arange(n)%5,
-                             n_slices=rng.integers(20, 80, n), lesion_px=rng.lognormal(9.6, 1, n).astype(int), dice=rng.beta(6, 1.6, n)))
-    return rows.assign(n_tumour=(rows['n_slices']*.35).astype(int))
+    rng, n = np.random.default_rng(0), 30
+    rows = dict(patient=[f'PH_{i:04}' for i in range(n)], institution=rng.choice(['DU', 'HT', 'CS', 'FG', 'EZ'], n),
+                fold=np.arange(n)%5, n_slices=rng.integers(20, 80, n), lesion_px=rng.lognormal(9.6, 1, n).astype(int),
+                dice=rng.beta(6, 1.6, n))
+    return pd.DataFrame(rows).assign(n_tumour=lambda f: (f['n_slices']*.35).astype(int))
 
 
 @pytest.fixture(scope='module')
 def history():
-    return pd.DataFrame([dict(epoch=e, train_loss=.9**e, valid_loss=.93**e+.01*max(e-12, 0), train_dice=1-.9**e, pooled_dice=.9-.9**e*.8) for e in range(18)])
+    return pd.DataFrame([dict(epoch=e, train_loss=.9**e, valid_loss=.93**e+.01*max(e-12, 0), train_dice=1-.9**e,
+                              pooled_dice=.9-.9**e*.8) for e in range(18)])
+
+
+@pytest.fixture(scope='module')
+def exploration():
+    "The figures of study 20, which draws the cohort."
+    return study_cells(study_notebook.find_study('exploration', ROOT)).figures
+
+
+@pytest.fixture
+def cohort_run(tmp_path):
+    "A made-up run of study 20."
+    def make(patients):
+        run = tmp_path/'run'
+        run.mkdir(exist_ok=True)
+        patients.to_csv(run/'patients.csv', index=False)
+        return run
+    return make
 
 
 @pytest.fixture(scope='module')
@@ -34,18 +52,17 @@ def networks():
 
 
 @pytest.fixture(scope='module')
-def drawn(patients, history, networks):
-    "One of each figure."
-    rng = np.random.default_rng(1)
-    slices = pd.DataFrame([dict(patient=p, z=(k+.5)/n, area_px=max(0, int(900*np.sin(np.pi*(k+.5)/n)-400))) for p,n in zip(patients['patient'], patients['n_slices']) for k in range(n)])
-    levels = pd.DataFrame([dict(institution=p, sequence=s, grey=g, share=.02) for p in 'AB' for s in ('pre','flair','post') for g in range(2, 256, 4)])
-    grey = rng.integers(0, 255, (64,64)).astype(np.uint8)
-    mask = np.zeros((64,64), bool); mask[20:40,20:40] = True
-    two = pd.concat([patients.assign(model='all sequences'), patients.assign(model='FLAIR only')])
-    return {'training_curves': plots.training_curves(history), 'architecture': network_drawing.architecture(networks[1]), 'dice_strip': plots.dice_strip(two, by='model'),
-            'slices_per_patient': plots.slices_per_patient(patients), 'lesion_by_institution': plots.lesion_by_institution(patients), 'lesion_extent': plots.lesion_extent(slices),
-            'intensity_curves': plots.intensity_curves(levels), 'lesion_map': plots.lesion_map(grey, mask.astype(np.uint8), 10), 'fold_balance': plots.fold_balance(patients),
-            'montage': plots.montage([grey]*4, list('abcd')), 'triptych': plots.triptych([plots.triptych_panel(grey, mask, mask)]*2, ['Dice 0.9', 'Dice 0.8'])}
+def drawn(patients, history, networks, exploration):
+    "One of each figure: the shared ones on made-up rows, those of study 20 on its stored run."
+    grey = np.random.default_rng(1).integers(0, 255, (64,64)).astype(np.uint8)
+    mask = np.zeros((64,64), bool)
+    mask[20:40,20:40] = True
+    both = pd.concat([patients.assign(model='all sequences'), patients.assign(model='FLAIR only')])
+    of_cohort = {name: draw(ROOT/'reports/20_exploration/cpu') for name, draw in exploration.items()}
+    return of_cohort | {
+        'training_curves': plots.training_curves(history), 'architecture': network_drawing.architecture(networks[1]),
+        'dice_strip': plots.dice_strip(both, by='model'), 'montage': plots.montage([grey]*4, list('abcd')),
+        'triptych': plots.triptych([plots.triptych_panel(grey, mask, mask)]*2, ['Dice 0.9', 'Dice 0.8'])}
 
 
 def renderer_of(fig):
@@ -57,7 +74,8 @@ def renderer_of(fig):
 
 def test_letters_stay_readable_at_300_pixels(drawn):
     from matplotlib.text import Text
-    small = {name: min(t.get_fontsize()/72*300/fig.get_size_inches()[0] for t in fig.findobj(Text) if t.get_text().strip()) for name,fig in drawn.items()}
+    small = {name: min(t.get_fontsize()/72*300/fig.get_size_inches()[0]
+                       for t in fig.findobj(Text) if t.get_text().strip()) for name,fig in drawn.items()}
     assert min(small.values()) >= 6.5, small
 
 
@@ -75,14 +93,17 @@ def test_tick_labels_do_not_overlap(drawn):
         renderer = renderer_of(fig)
         for axis in (a for ax in fig.axes if ax.axison for a in (ax.xaxis, ax.yaxis)):
             lo, hi = sorted(axis.get_view_interval())
-            shown = [t.label1 for t in axis.get_major_ticks()+axis.get_minor_ticks() if lo <= t.get_loc() <= hi and t.label1.get_visible() and t.label1.get_text()]
-            bad += [(name, a.get_text(), b.get_text()) for a,b in itertools.combinations(shown, 2) if a.get_window_extent(renderer).overlaps(b.get_window_extent(renderer))]
+            ticks = [t for t in axis.get_major_ticks()+axis.get_minor_ticks() if lo <= t.get_loc() <= hi]
+            shown = [t.label1 for t in ticks if t.label1.get_visible() and t.label1.get_text()]
+            boxes = [(label.get_text(), label.get_window_extent(renderer)) for label in shown]
+            bad += [(name, a, b) for (a, at), (b, other) in itertools.combinations(boxes, 2) if at.overlaps(other)]
     assert bad == []
 
 
 def test_the_checks_of_text_can_fail():
     fig, ax = plots.new_figure(width_in=4, height_in=2)
-    text = ax.text(.9, .5, 'a label that leaves the figure at its right', in_layout=False) # hidden from the layout, which would make room
+    # hidden from the layout, which would make room
+    text = ax.text(.9, .5, 'a label that leaves the figure at its right', in_layout=False)
     renderer = renderer_of(fig)
     assert fig.get_tightbbox(renderer).x1 <= 4
     text.set_in_layout(True)
@@ -112,31 +133,35 @@ def test_colours_are_told_apart(a, b, eye):
 
 
 def test_the_check_of_colours_can_fail():
-    assert np.linalg.norm(lab((255,0,0), 'deutan') - lab((160,120,0), 'deutan')) < 15 < np.linalg.norm(lab((255,0,0), 'normal') - lab((160,120,0), 'normal'))
+    red, olive = (255,0,0), (160,120,0)
+    seen = {eye: np.linalg.norm(lab(red, eye) - lab(olive, eye)) for eye in ('deutan', 'normal')}
+    assert seen['deutan'] < 15 < seen['normal']
 
 
 CODE = '''
 import sys
-from neuroseg import viz
-rows = [dict(institution='AB'[i%2], fold=i%2, n_slices=20+i, n_tumour=7, lesion_px=1000*(i+1)) for i in range(9)]
-viz.save_figure(viz.fold_balance(rows), sys.argv[1])
+from neuroseg.reports.plots import dice_strip, save_figure
+rows = [dict(model='AB'[i%2], dice=.1*i) for i in range(9)]
+save_figure(dice_strip(rows, by='model'), sys.argv[1])
 '''
 
 
 @pytest.mark.parametrize('kind', ['png', 'svg', 'pdf'])
 def test_another_process_draws_the_same_bytes(tmp_path, root, kind):
     def run(name, **env):
-        subprocess.run([sys.executable, '-W', 'error', '-c', CODE, str(tmp_path/name)], check=True, cwd=root, env={**__import__('os').environ, **env})
+        subprocess.run([sys.executable, '-W', 'error', '-c', CODE, str(tmp_path/name)], check=True, cwd=root,
+                       env={**os.environ, **env})
         return sha256_file(tmp_path/name)
     (tmp_path/'matplotlibrc').write_text('font.size: 20\naxes.facecolor: yellow\nsavefig.dpi: 300\n')
-    assert run(f'a.{kind}', PYTHONHASHSEED='1') == run(f'b.{kind}', PYTHONHASHSEED='2', MATPLOTLIBRC=str(tmp_path/'matplotlibrc'))
+    assert run(f'a.{kind}', PYTHONHASHSEED='1') == run(f'b.{kind}', PYTHONHASHSEED='2',
+                                                       MATPLOTLIBRC=str(tmp_path/'matplotlibrc'))
 
 
 def test_drawing_leaves_the_readers_settings_alone(patients):
     import matplotlib
     before = dict(matplotlib.rcParams)
-    plots.slices_per_patient(patients)
-    with pytest.raises(InputError): plots.slices_per_patient([])
+    plots.dice_strip(patients)
+    with pytest.raises(InputError): plots.dice_strip([])
     assert dict(matplotlib.rcParams) == before
     assert 'matplotlib.pyplot' not in sys.modules or not sys.modules['matplotlib.pyplot'].get_fignums()
 
@@ -172,7 +197,8 @@ def test_a_residual_sum_is_followed_through(networks):
 
 def test_a_network_without_skips_or_with_one_resolution_is_drawn(networks):
     torch, _ = networks
-    for net in (torch.nn.Conv2d(1, 1, 3, padding=1), torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, stride=2, padding=1), torch.nn.Upsample(scale_factor=2))):
+    for net in (torch.nn.Conv2d(1, 1, 3, padding=1),
+                torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, stride=2, padding=1), torch.nn.Upsample(scale_factor=2))):
         assert len(network_drawing.architecture(net, (1,16,16)).axes[0].patches) >= 2
 
 
@@ -183,15 +209,25 @@ def test_scores_that_are_missing_are_left_out_and_counted(patients):
     assert f'n = {len(patients)-1}: mean' in plots.dice_strip(rows).axes[0].texts[0].get_text()
 
 
-def test_one_patient_is_drawn(patients):
+def test_one_patient_is_drawn(patients, exploration, cohort_run):
     one = patients.head(1)
-    for draw in (plots.dice_strip, plots.slices_per_patient, plots.lesion_by_institution, plots.fold_balance): assert draw(one).axes
+    assert plots.dice_strip(one).axes
+    for name in ('slices_per_patient', 'lesion_by_institution', 'folds'): assert exploration[name](cohort_run(one)).axes
 
 
-def test_institutions_may_be_unknown(patients):
-    rows = patients.assign(institution=None)
-    assert [t.get_text() for t in plots.lesion_by_institution(rows).axes[0].get_yticklabels()] == [f'unknown  ({len(rows)})']
-    assert plots.slices_per_patient(rows).axes and plots.fold_balance(rows).axes
+def test_institutions_may_be_unknown(patients, exploration, cohort_run):
+    run = cohort_run(patients.assign(institution=None))
+    labels = [t.get_text() for t in exploration['lesion_by_institution'](run).axes[0].get_yticklabels()]
+    assert labels == [f'unknown  ({len(patients)})']
+    assert exploration['slices_per_patient'](run).axes and exploration['folds'](run).axes
+
+
+def test_drawings_of_the_cohort_count_right(patients, exploration, cohort_run):
+    "Bars add up to the slices, stacked bars to the patients."
+    run = cohort_run(patients)
+    bars = [p for c in exploration['slices_per_patient'](run).axes[0].containers for p in c]
+    assert sum(p.get_height() for p in bars) == patients['n_slices'].sum()+patients['n_tumour'].sum()
+    assert sum(p.get_height() for p in exploration['folds'](run).axes[0].patches) == len(patients)
 
 
 def test_curves_of_one_epoch_and_without_validation(history):
@@ -208,9 +244,10 @@ def test_the_kept_epoch_is_the_one_given(history):
 @pytest.mark.parametrize('kind', ['png', 'jpg', 'gif', ''])
 def test_only_formats_without_a_date_are_written(tmp_path, kind, patients):
     path = tmp_path/f'a.{kind}'
-    if kind == 'png': assert plots.save_figure(plots.fold_balance(patients), path).stat().st_size > 1000
+    if kind == 'png': assert plots.save_figure(plots.dice_strip(patients), path).stat().st_size > 1000
     else:
-        with pytest.raises(plots.OutputError, match='figures are stored as .png'): plots.save_figure(plots.fold_balance(patients), path)
+        with pytest.raises(plots.OutputError, match='figures are stored as .png'):
+            plots.save_figure(plots.dice_strip(patients), path)
         assert list(tmp_path.iterdir()) == []
 
 
@@ -224,8 +261,11 @@ def test_missed_tumour_is_sky_and_wrong_tumour_orange():
     model = plots.triptych_panel(scan, true, pred, gap_px=0)[:,60:]
     assert tuple(model[5,8]) == plots.rgb('true') and tuple(model[18,20]) == plots.rgb('pred')
     inside = model[23,23].astype(int)
-    assert inside[0] > inside[2] and tuple(model[10,10]) == (255,255,255) # grey8 makes the flat scan white; only the prediction is filled
+    # grey8 makes the flat scan white; only the prediction is filled
+    assert inside[0] > inside[2] and tuple(model[10,10]) == (255,255,255)
 
 
-def test_a_study_without_figures_says_so(tmp_path):
-    with pytest.raises(ConfigError, match="study 'x' has no figure 'y'; choose one of none"): figures.draw(tmp_path, 'x', 'y')
+def test_an_unknown_figure_is_named(tmp_path):
+    write_json(tmp_path/'run.json', dict(study='28_deployment'))
+    with pytest.raises(ConfigError, match="study 28_deployment has no figure 'y'; choose one of parts, warm"):
+        stored_run.draw(tmp_path, 'y')
