@@ -95,10 +95,10 @@ Research use only. Not a medical device.'''
 
 def parser()->argparse.ArgumentParser: # Of the whole command line
     "The parser, made from `COMMANDS`."
-    import neuroseg
+    from neuroseg import __version__
     about = 'Segment brain tumours in MRI, and train, score and reproduce the models that do it.'
     p = argparse.ArgumentParser('neuroseg', description=about, epilog=EPILOG, **RAW)
-    version = f'neuroseg {neuroseg.__version__}, Python {sys.version.split()[0]}'
+    version = f'neuroseg {__version__}, Python {sys.version.split()[0]}'
     p.add_argument('--version', action='version', version=version, help='print the version')
     subs,groups = p.add_subparsers(title='commands', metavar='COMMAND', required=True), {}
     for name,c in COMMANDS.items():
@@ -157,7 +157,7 @@ TRAINING = dict(extra='train', needs=('torch', 'fastai.basics', 'monai'))
 # %% ../nbs/01_cli.ipynb #c036
 def _print_reports(reports):
     "Print reports with their warnings and errors, and give the exit code."
-    from neuroseg.segmentation.batch import describe
+    from neuroseg.segmentation.console import describe
     for r in reports:
         if 'error' not in r: print(describe(r), *(f"  {w['severity']}: {w['text']}" for w in r['warnings']), sep='\n')
         else: print('neuroseg:', *([] if r['case'] in r['error'] else [f"{r['case']}:"]), r['error'], file=sys.stderr)
@@ -179,7 +179,8 @@ neuroseg predict a.nii.gz b.nii.gz --sequences flair,post -o out
 neuroseg predict --sample -o out''')
 def predict(args):
     "segment the tumour in scans"
-    from neuroseg.segmentation.batch import predict_cases, predict_named
+    from neuroseg.segmentation.batch import predict_cases
+    from neuroseg.segmentation.console import predict_named
     from neuroseg.cohorts.disclosure import check_place
     from neuroseg.cohorts.privacy import marked_above
     from neuroseg.scans.phantom import sample_path
@@ -224,8 +225,8 @@ def data_verify(args):
     report,policy = cohort.report(), cohort.policy
     if args.names or sys.stdout.isatty() or not policy.private: print(report)
     else:
-        print(scrubber(policy)(str(replace(report, hash=keyed_hash(policy, report.hash)))))
-        print('  private patients are numbered here; --names prints their names')
+        text = scrubber(policy)(str(replace(report, hash=keyed_hash(policy, report.hash))))
+        print(text, '  private patients are numbered here; --names prints their names', sep='\n')
     return 0 if report.ok else 1
 
 # %% ../nbs/01_cli.ipynb #c054
@@ -249,14 +250,14 @@ def _next_step(card):
     "How the new model is used."
     return f'model: {card}   try: neuroseg predict SCAN -o out --model {card}'
 
-def _train_folds(args, cohort):
+def _train_folds(args, same):
     "Train and score one fold or all of them; print the scores and give the card."
     from neuroseg.learn.cross_validation import cross_validate, fit_cohort, recipe
     from neuroseg.learn.settings import settings_of
     from neuroseg.evaluation.cohort_score import score_table
-    cfg,same = recipe(settings_of(args.config, args.set)), dict(name=args.name, threads=args.threads)
-    if args.fold!='all': found = fit_cohort(cohort, args.out, cfg=cfg, fold=args.fold, **same)
-    else: found = cross_validate(cohort, args.out, cfg=cfg, workers=args.workers, address=args.dask, **same)
+    cfg,same = recipe(settings_of(args.config, args.set)), same | dict(threads=args.threads)
+    if args.fold!='all': found = fit_cohort(args.cohort, args.out, cfg=cfg, fold=args.fold, **same)
+    else: found = cross_validate(args.cohort, args.out, cfg=cfg, workers=args.workers, address=args.dask, **same)
     print(score_table('patients outside the training set', {name: s['scores']['dice'] for name,s in found.items()}))
     return Path(args.out)/'model'/f'{args.name}.json'
 
@@ -278,16 +279,15 @@ neuroseg train hospital/ -o runs/mine --config recipe.json''')
 def train(args):
     "train a network on all folds but one, score it on that one, and make it a model for `predict`; can be resumed"
     from neuroseg.learn.cross_validation import fit_everyone
-    from neuroseg.cohorts.cohort import Cohort
-    from neuroseg.cohorts.privacy import scrubber
+    from neuroseg.cohorts.privacy import policy_of, scrubber
+    same = dict(layout=args.layout, private=args.private, name=args.name)
     if args.judged_by and (args.set or args.config):
         raise ConfigError('--judged-by has a recipe of its own; leave out --set and --config')
-    cohort = Cohort.open(args.cohort, layout=args.layout, private=args.private)
-    if args.judged_by: card = fit_everyone(cohort, args.out, scores=args.judged_by, name=args.name)
-    else: card = _train_folds(args, cohort)
+    scores = args.judged_by
+    card = fit_everyone(args.cohort, args.out, scores=scores, **same) if scores else _train_folds(args, same)
     then = f'a model of all patients: neuroseg train {args.cohort} -o RUN --judged-by {args.out}'
     if args.fold!='all' or args.judged_by: then = _next_step(card)
-    print(scrubber(cohort.policy)(then))
+    print(scrubber(policy_of(args.cohort, args.layout, private=args.private))(then))
 
 # %% ../nbs/01_cli.ipynb #c064
 @command('finetune', COHORT, RUN, MODEL,
@@ -391,8 +391,7 @@ def privacy_check(args):
     "search notebooks, reports, pictures and tables for facts that reveal a patient; exit code 1 if there are any"
     from neuroseg.cohorts.phi_scan import check
     found = check(args.paths, cohort=args.cohort)
-    files = len({f.file for f in found})
-    print(*found, f'{len(found)} finding(s) in {files} file(s)' if found else 'nothing found', sep='\n')
+    print(*found, f'{len(found)} finding(s)' if found else 'nothing found', sep='\n')
     return 1 if found else 0
 
 # %% ../nbs/01_cli.ipynb #c091
@@ -417,6 +416,7 @@ def app(args):
 neuroseg model runs/mine/model/model.json --json''')
 def model(args):
     "print a model card: data, split, recipe, scores, licence; its weights are checked against their SHA-256"
-    from neuroseg.segmentation.card import card_lines, load_card
+    from neuroseg.segmentation.card import load_card
+    from neuroseg.segmentation.console import card_lines
     facts = load_card(args.card).facts
     print(json.dumps(facts, indent=2, sort_keys=True) if args.json else '\n'.join(card_lines(facts)))
