@@ -40,6 +40,7 @@ def _pair(pred, targ, ndims=None):
         raise ShapeError(f"`pred` is {pred.shape} and `targ` {targ.shape}; resample one to the other's grid first")
     return pred, targ
 
+# %% ../../nbs/evaluation/01_metrics.ipynb #c93d2218
 def confusion(
     pred:np.ndarray, # Boolean mask `(...)`, True = tumour
     targ:np.ndarray, # Boolean mask, same shape as `pred`
@@ -61,6 +62,7 @@ def dice(self:Confusion, *, empty:float)->float:
     "2TP/(2TP+FP+FN)."
     return self._ratio(2*self.tp, 2*self.tp+self.fp+self.fn, empty)
 
+# %% ../../nbs/evaluation/01_metrics.ipynb #c895f5d3
 def dice(
     pred:np.ndarray, # Boolean mask `(...)`, True = tumour
     targ:np.ndarray, # Boolean mask, same shape as `pred`
@@ -76,6 +78,7 @@ def iou(self:Confusion, *, empty:float)->float:
     "TP/(TP+FP+FN)."
     return self._ratio(self.tp, self.tp+self.fp+self.fn, empty)
 
+# %% ../../nbs/evaluation/01_metrics.ipynb #c420dbd1
 def iou(
     pred:np.ndarray, # Boolean mask `(...)`, True = tumour
     targ:np.ndarray, # Boolean mask, same shape as `pred`
@@ -91,6 +94,7 @@ def precision(self:Confusion, *, empty:float)->float:
     "TP/(TP+FP)."
     return self._ratio(self.tp, self.tp+self.fp, empty)
 
+# %% ../../nbs/evaluation/01_metrics.ipynb #c8b9453f
 def precision(
     pred:np.ndarray, # Boolean mask `(...)`, True = tumour
     targ:np.ndarray, # Boolean mask, same shape as `pred`
@@ -106,6 +110,7 @@ def recall(self:Confusion, *, empty:float)->float:
     "TP/(TP+FN)."
     return self._ratio(self.tp, self.tp+self.fn, empty)
 
+# %% ../../nbs/evaluation/01_metrics.ipynb #c3d19845
 def recall(
     pred:np.ndarray, # Boolean mask `(...)`, True = tumour
     targ:np.ndarray, # Boolean mask, same shape as `pred`
@@ -121,6 +126,7 @@ def _if_empty(pred, targ, both, one):
     found = int(pred.any()) + int(targ.any())
     return (float(both), one, None)[found]
 
+# %% ../../nbs/evaluation/01_metrics.ipynb #c6467354
 HD_PERCENTILE = 95 # Of the distances; the largest one would be decided by a single stray pixel
 
 def hd95_mm(
@@ -196,6 +202,7 @@ def _overlaps(counts:Confusion, empty:float)->dict:
                 recall=counts.recall(empty=empty), **asdict(counts), pred_px=counts.tp+counts.fp,
                 targ_px=counts.tp+counts.fn)
 
+# %% ../../nbs/evaluation/01_metrics.ipynb #c1042951
 def _empty_error(empty:float)->float:
     "The error of two empty masks whose overlap is `empty`: 0 for a perfect 1, infinite for 0, NaN for NaN."
     if math.isnan(empty): return math.nan

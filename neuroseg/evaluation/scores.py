@@ -104,6 +104,7 @@ def _paired_values(rows_a, rows_b, key):
         raise InputError(f"compare: the tables hold different patients ({some}...); score both on the same ones")
     return [np.array([math.nan if v[p] is None else float(v[p]) for p in sorted(a)]) for v in (a, b)]
 
+# %% ../../nbs/evaluation/04_scores.ipynb #cf330ffd
 def compare(
     rows_a:list, # One a patient
     rows_b:list, # Of the same patients, in any order

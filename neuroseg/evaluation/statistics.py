@@ -89,6 +89,7 @@ def _span(a, b, words):
     "Two numbers in a template, nothing if one of them is missing."
     return words.format(_num(a), _num(b)) if _num(a) and _num(b) else ''
 
+# %% ../../nbs/evaluation/02_statistics.ipynb #c09c60f2
 def _table_row(key, s):
     "One line of a summary's table."
     def ci(name): return _num(s.get(name)) + _span(*(s.get(f'{name}_ci95') or (None,None)), ' [{}, {}]')
@@ -96,6 +97,7 @@ def _table_row(key, s):
     cells = key, str(s['n']), ci('mean'), ci('median'), _num(s.get('sd')), *ranges
     return '|' + '|'.join(f' {c} ' if c else ' ' for c in cells) + '|'
 
+# %% ../../nbs/evaluation/02_statistics.ipynb #c936e22e
 class Summary(dict):
     "Result of `summarise`: a plain dict that is displayed as a table with its conditions."
     def _repr_markdown_(self):

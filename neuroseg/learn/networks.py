@@ -112,6 +112,7 @@ def thesis_unet(
     "The thesis' network by name."
     return ThesisUnet(n_in)
 
+# %% ../../nbs/learn/04_networks.ipynb #c0f59a11
 @register('thesis_quarter')
 def thesis_quarter(
     n_in:int=1, # Channels of the input
@@ -120,6 +121,7 @@ def thesis_quarter(
     "The thesis' network with a quarter of its filters."
     return ThesisUnet(n_in, widths=(16,32,64,128,256))
 
+# %% ../../nbs/learn/04_networks.ipynb #cd269265
 @register('unet32')
 def plain_unet(
     n_in:int=3, # Channels of the input
@@ -298,6 +300,7 @@ def fast_narrow(
     "`fast` with half the decoder."
     return FastUnet(n_in, pretrained, widths=(64,32,24,16))
 
+# %% ../../nbs/learn/04_networks.ipynb #c8267d88
 @register('fast_wide')
 def fast_wide(
     n_in:int=5, # Channels of the input
@@ -331,6 +334,7 @@ def fast_grey(
     grey[0,:3] = torch.tensor(GREY_WEIGHTS)
     return Remixed(FastUnet(n_in-2, pretrained), torch.cat([grey, torch.eye(n_in)[3:]]))
 
+# %% ../../nbs/learn/04_networks.ipynb #c58927b5
 @register('fast_flair')
 def fast_flair(
     n_in:int=5, # Channels of the input

@@ -44,11 +44,13 @@ def _limit_threads(n):
     os.environ['OMP_NUM_THREADS'] = str(n)
     if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(n)
 
+# %% ../../nbs/learn/09_parallel.ipynb #c4a8b25d
 def _on_progress(bar, result):
     "Move the bar on, and pass a result through."
     bar.update()
     return result
 
+# %% ../../nbs/learn/09_parallel.ipynb #c56478a5
 def _collect(client, f, jobs, bar):
     "Results of jobs on workers, in the order of the jobs; the first failure cancels the rest."
     futures = client.map(f, jobs, pure=False)

@@ -98,6 +98,7 @@ def _build(cls, values, what):
         raise ConfigError(f"config_from: unknown {what} {', '.join(sorted(wrong))}; choose from {', '.join(known)}")
     return cls(**values)
 
+# %% ../../nbs/learn/05_recipe.ipynb #c7f5a90c
 def _prep_from(d):
     "A `Prep` from some of its settings; the others stay as the default recipe has them."
     if 'clip' in d: d = d | dict(clip=tuple(d['clip']))

@@ -66,6 +66,7 @@ class PreparedCase(NamedTuple):
     y:np.ndarray # `(Z,S,S)` uint8, share of tumour 0..255
     step:int # Slices from a slice to its context
 
+# %% ../../nbs/learn/01_slices.ipynb #c378cf17
 def prepare_case(
     case, # `neuroseg.cohorts.cases.Case` with masks
     prep:Prep, # Settings
@@ -92,12 +93,14 @@ def _store(path, parts):
     with atomic_path(path) as tmp, open(tmp,'wb') as f:
         np.savez(f, x=np.concatenate(xs), y=np.concatenate(ys), starts=starts, steps=np.array(steps))
 
+# %% ../../nbs/learn/01_slices.ipynb #cbf02150
 def _recall(path):
     "The arrays of a stored set; None if there is no such file or it is damaged."
     try:
         with open(path,'rb') as f, np.load(f) as z: return [z[k] for k in ('x','y','starts','steps')]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile): return None
 
+# %% ../../nbs/learn/01_slices.ipynb #ce5574b7
 def _each_case(f, cases, progress):
     "`f` of every case, in threads, with a bar."
     with ThreadPoolExecutor() as ex:

@@ -56,6 +56,7 @@ def _like(v, ref):
     "`v` with the device and memory layout of `ref`, so that arithmetic runs in the same order as before."
     return torch.empty_like(ref, dtype=v.dtype).copy_(v) if v.shape==ref.shape else v
 
+# %% ../../nbs/learn/07_train.ipynb #c190231f
 def _load_optimizer(learn, state):
     "Fill the optimiser from tensors named NUMBER.NAME."
     if learn.opt is None: learn.create_opt()
@@ -95,6 +96,7 @@ def write_history(
     with atomic_path(path) as tmp, open(tmp,'w',newline='') as f:
         w = csv.DictWriter(f, list(rows[0])); w.writeheader(); w.writerows(rows)
 
+# %% ../../nbs/learn/07_train.ipynb #cb459fcc
 def read_history(
     path:Path, # `history.csv`
 )->list: # One dict an epoch: epoch, train_loss, valid_loss, pooled_dice, thesis_dice, train_s
@@ -137,6 +139,7 @@ def note(self:Checkpoint, row):
     self.best = {'loss':loss, 'epoch':self.epoch}
     if self.cfg.keep=='best': save_weights(self.learn, self.folder/'best.safetensors')
 
+# %% ../../nbs/learn/07_train.ipynb #c3f6914a
 @patch
 def after_epoch(self:Checkpoint):
     if self.epoch<self.start: return # fastai runs through the finished epochs without training
@@ -201,6 +204,7 @@ def _quiet(learn, progress):
         finally:
             if hasattr(learn, 'b_float16'): learn.b_float16.close()
 
+# %% ../../nbs/learn/07_train.ipynb #c284dd6f
 def _run_folder(folder):
     "The folder of a run, made if need be; checkpoints that a kill left half-written are deleted."
     try: folder.mkdir(parents=True, exist_ok=True)
@@ -209,6 +213,7 @@ def _run_folder(folder):
     for stray in folder.glob('.????????-*.safetensors'): stray.unlink()
     return folder
 
+# %% ../../nbs/learn/07_train.ipynb #cdea2d11
 def _check_side(cfg, s):
     "Refuse slices of another size than the recipe's preparation gives."
     if (side := s.x.shape[-1])!=cfg.prep.size_px:

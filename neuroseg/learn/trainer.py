@@ -184,6 +184,7 @@ def _is_open(model, layers):
     return dict(all=lambda k: True, decoder=lambda k: not k.startswith(('encoder.','down.')),
                 head=lambda k: k.startswith('head.'), low_rank=lambda k: k.endswith(parts))[layers]
 
+# %% ../../nbs/learn/06_trainer.ipynb #c586e8a9
 def freeze_except(
     model:nn.Module, # A network
     layers:str, # 'all', 'decoder', 'head', 'norm' or 'low_rank', see below
@@ -225,6 +226,7 @@ def _opening(path, is_what):
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
         raise RunError(f"`{name}` in `{folder}` is damaged or not {is_what}; delete it to start again") from e
 
+# %% ../../nbs/learn/06_trainer.ipynb #c3a730e8
 def load_weights(
     model:nn.Module, # The network that they belong to
     path:Path, # `.safetensors`
@@ -247,12 +249,14 @@ def _network(cfg, start):
     if start: load_weights(model, start)
     return freeze_except(model, cfg.layers).to('cuda' if torch.cuda.is_available() else 'cpu')
 
+# %% ../../nbs/learn/06_trainer.ipynb #c30cf62f
 def _optimizer(cfg):
     "fastai's `opt_func` for a recipe. `fused`: one kernel passes over all weights, instead of seven after each other."
     def make(params, lr, **kwargs):
         return OptimWrapper(params, opt=OPTIMIZERS[cfg.optimizer], lr=lr, eps=cfg.eps, fused=True)
     return make
 
+# %% ../../nbs/learn/06_trainer.ipynb #c80b229f
 def _callbacks(cfg):
     "The callbacks of a recipe."
     cbs = [EpochSeed(cfg.seed)]
@@ -304,6 +308,7 @@ class ZeroMean(nn.Module):
     "Map [0, 1] to about zero mean and unit spread, as ImageNet encoders were trained."
     def forward(self, x): return (x-IMAGENET_MEAN)/IMAGENET_SPREAD
 
+# %% ../../nbs/learn/06_trainer.ipynb #c854b5fa
 def dynamic_unet(
     n_in:int=5, # Channels of the input
     pretrained:bool=True, # Start the encoder from ImageNet

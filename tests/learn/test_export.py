@@ -10,13 +10,12 @@ from safetensors.torch import load_file
 
 from neuroseg.learn import export
 from neuroseg.core import ConfigError, RunError, read_json, sha256_file
-from neuroseg.learn.networks import TorchSegmenter
 from neuroseg.learn.export import StoredNet, export_model, half_weights, model_card, onnx_error
 from neuroseg.segmentation.onnx_graph import check_graph
 from neuroseg.segmentation.card import load_card
 from neuroseg.segmentation.result import Segmenter
 from neuroseg.scans.stacks import Scan
-from neuroseg.learn.networks import ThesisUnet, build_model
+from neuroseg.learn.networks import ThesisUnet, TorchSegmenter, build_model
 from neuroseg.scans.preparation import Prep
 
 SMALL = Prep(size_px=32)
