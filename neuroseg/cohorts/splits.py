@@ -25,9 +25,9 @@ def assign_balanced(
     institution:dict, # Patient to institution
     lesion_px:dict, # Patient to lesion size
     n_folds:int, # Folds
-    rng:np.random.RandomState, # Order within a block
+    rng:np.random.RandomState, # Random order within a block
 )->tuple[dict,np.ndarray]: # Patient to fold; mean lesion size of each fold
-    "One deal: the largest institution first, within it from the largest lesion to the smallest."
+    "Assign patients to folds once: the largest institution first, within it from the largest lesion to the smallest."
     fold,size,px = {},np.zeros(n_folds,int),np.zeros(n_folds)
     by_size = Counter(institution[p] for p in patients)
     for place in sorted(by_size, key=lambda o: (-by_size[o], o)):
@@ -47,84 +47,96 @@ def stratified_folds(
     institution, # Of each patient
     lesion_px, # Lesion size of each patient
     n_folds:int=5, # Folds
-    seed:int=0, # Another seed, another set of equally good folds
+    seed:int=0, # Another seed gives other, equally balanced folds
     *,
-    n_deals:int=200, # Deals tried; the one with the most equal mean lesion size is kept
+    n_deals:int=200, # Random assignments tried; the one with the most equal mean lesion size is kept
 )->dict: # Patient to fold, 0 to n_folds-1
     "Folds of patients, balanced by institution and lesion size."
     patients = list(patients)
     if len(set(patients))!=len(patients):
-        raise ConfigError(f"stratified_folds: {Counter(patients).most_common(1)[0][0]} is listed twice; give each patient once")
+        twice = Counter(patients).most_common(1)[0][0]
+        raise ConfigError(f"stratified_folds: {twice} is listed twice; give each patient once")
     if not 2<=n_folds<=len(patients):
-        raise ConfigError(f"stratified_folds: {n_folds} folds of {len(patients)} patients; expected at least 2 folds and a patient for each")
-    rng,place,px = np.random.RandomState(seed),dict(zip(patients, institution, strict=True)),dict(zip(patients, lesion_px, strict=True))
+        raise ConfigError(f"stratified_folds: {n_folds} folds of {len(patients)} patients; "
+                          "expected at least 2 folds and a patient for each")
+    place,px = (dict(zip(patients, values, strict=True)) for values in (institution, lesion_px))
+    rng = np.random.RandomState(seed)
     deals = (assign_balanced(sorted(patients), place, px, n_folds, rng) for _ in range(n_deals))
     return min(deals, key=lambda d: np.ptp(d[1]))[0]
 
 # %% ../../nbs/cohorts/03_splits.ipynb #c014
-# Patient (prefix TCGA_) and tumour pixels in all slices, a fold each
+# Patient (without the prefix TCGA_) and tumour pixels in all slices, one text per fold
 _DEVELOPMENT = (
-    '''CS_5393 29990, CS_6188 2068, CS_6667 8017, DU_5871 38265, DU_6404 18399, DU_7014 68295, DU_7019 19208, DU_7300 10584, DU_8163 4443,
-       DU_A5TS 31568, FG_A4MU 83395, FG_A60K 7719, HT_7475 24931, HT_7602 6946, HT_7680 2059, HT_7855 39834, HT_7874 11117, HT_8106 24973''',
-    '''CS_5396 32018, CS_6290 6616, DU_5872 45724, DU_6407 31494, DU_7010 57182, DU_7306 21134, DU_8162 8028, DU_8165 1870, DU_A5TP 18939,
-       DU_A5TY 4701, EZ_7264 6877, FG_6688 20172, FG_A4MT 48389, HT_7684 35610, HT_7693 16365, HT_7694 46917, HT_7881 10369, HT_7884 6452''',
-    '''CS_4941 14379, CS_4943 14535, CS_5397 5078, DU_5851 16446, DU_5852 5083, DU_6408 82464, DU_7299 4940, DU_7301 24387, DU_A5TR 31453,
-       DU_A5TU 36422, FG_7634 24777, FG_7637 29529, HT_7879 11654, HT_8018 7638, HT_8114 30134, HT_A61A 54950, HT_A61B 22645''',
-    '''CS_5395 2356, CS_6186 8841, CS_6669 18783, DU_5849 12308, DU_5855 29134, DU_6400 37311, DU_6405 4822, DU_7013 12623, DU_7018 73567,
-       DU_8166 27777, FG_5962 50929, FG_5964 5591, HT_7605 10269, HT_7608 33561, HT_7686 13795, HT_7882 67288, HT_8107 7650''',
-    '''CS_6666 33230, CS_6668 7223, DU_5853 6322, DU_7008 72524, DU_7294 3819, DU_7302 14513, DU_8167 29105, DU_8168 38278, DU_A5TW 34928,
-       FG_6692 7115, FG_7643 5087, FG_8189 46439, HT_7690 25556, HT_7692 3115, HT_7856 47860, HT_7877 8179, HT_8563 21049, HT_A616 10417''',
+    '''CS_5393 29990, CS_6188 2068, CS_6667 8017, DU_5871 38265, DU_6404 18399, DU_7014 68295, DU_7019 19208, DU_7300
+       10584, DU_8163 4443, DU_A5TS 31568, FG_A4MU 83395, FG_A60K 7719, HT_7475 24931, HT_7602 6946, HT_7680 2059,
+       HT_7855 39834, HT_7874 11117, HT_8106 24973''',
+    '''CS_5396 32018, CS_6290 6616, DU_5872 45724, DU_6407 31494, DU_7010 57182, DU_7306 21134, DU_8162 8028, DU_8165
+       1870, DU_A5TP 18939, DU_A5TY 4701, EZ_7264 6877, FG_6688 20172, FG_A4MT 48389, HT_7684 35610, HT_7693 16365,
+       HT_7694 46917, HT_7881 10369, HT_7884 6452''',
+    '''CS_4941 14379, CS_4943 14535, CS_5397 5078, DU_5851 16446, DU_5852 5083, DU_6408 82464, DU_7299 4940, DU_7301
+       24387, DU_A5TR 31453, DU_A5TU 36422, FG_7634 24777, FG_7637 29529, HT_7879 11654, HT_8018 7638, HT_8114 30134,
+       HT_A61A 54950, HT_A61B 22645''',
+    '''CS_5395 2356, CS_6186 8841, CS_6669 18783, DU_5849 12308, DU_5855 29134, DU_6400 37311, DU_6405 4822, DU_7013
+       12623, DU_7018 73567, DU_8166 27777, FG_5962 50929, FG_5964 5591, HT_7605 10269, HT_7608 33561, HT_7686 13795,
+       HT_7882 67288, HT_8107 7650''',
+    '''CS_6666 33230, CS_6668 7223, DU_5853 6322, DU_7008 72524, DU_7294 3819, DU_7302 14513, DU_8167 29105, DU_8168
+       38278, DU_A5TW 34928, FG_6692 7115, FG_7643 5087, FG_8189 46439, HT_7690 25556, HT_7692 3115, HT_7856 47860,
+       HT_7877 8179, HT_8563 21049, HT_A616 10417''',
 )
-
-LESION_PX = {f'TCGA_{p}': int(px) for fold in _DEVELOPMENT for p,px in (row.split() for row in fold.split(','))} # development patients to tumour pixels
-FOLDS = {f'TCGA_{row.split()[0]}': k for k,fold in enumerate(_DEVELOPMENT) for row in fold.split(',')} # development patients to fold
+_ROWS = [(f'TCGA_{p}', k, int(px)) for k,fold in enumerate(_DEVELOPMENT) for p,px in (r.split() for r in fold.split(','))]
+LESION_PX = {p: px for p,_,px in _ROWS} # Development patients to tumour pixels
+FOLDS = {p: k for p,k,_ in _ROWS} # Development patients to fold
 
 # %% ../../nbs/cohorts/03_splits.ipynb #c020
 def development(
     cases:list, # `neuroseg.cohorts.cases.Case`, of any cohort
-)->list: # Those whose patients are not sealed
+)->list: # Cases of patients that are not sealed
     "Cases that may be trained and tuned on."
     return [c for c in cases if patient_id(c.patient) not in SEALED]
 
 def sealed(
     cases:list, # `neuroseg.cohorts.cases.Case`
-)->list: # Those whose patients are sealed
-    "Cases of the final test: scored once for a release, never looked at before."
+)->list: # Cases of sealed patients
+    "Cases of the final test, which is scored once for a release."
     return [c for c in cases if patient_id(c.patient) in SEALED]
 
 # %% ../../nbs/cohorts/03_splits.ipynb #c023
 def case_folds(
     cases:list, # `neuroseg.cohorts.cases.Case`, none sealed
     *,
-    n_folds:int=5, # Folds of patients that `FOLDS` does not know
-    seed:int=0, # For these
+    n_folds:int=5, # Folds of patients that are not in `FOLDS`
+    seed:int=0, # For these patients
 )->dict: # Patient to fold
-    "The fixed fold of a known patient, a computed one for all others."
-    new = {}
-    for c in cases:
-        if patient_id(c.patient) not in FOLDS: new.setdefault(patient_id(c.patient), []).append(c)
+    "The fold of each patient: fixed for the patients in `FOLDS`, computed from the masks for all others."
+    of = {}
+    for c in cases: of.setdefault(patient_id(c.patient), []).append(c)
+    new = {p: cs for p,cs in of.items() if p not in FOLDS}
     place,px = [cs[0].institution or '' for cs in new.values()], [sum(c.lesion_px for c in cs) for cs in new.values()]
-    return (stratified_folds(new, place, px, n_folds, seed) if new else {}) | {p: FOLDS[p] for p in map(lambda c: patient_id(c.patient), cases) if p in FOLDS}
+    computed = stratified_folds(new, place, px, n_folds, seed) if new else {}
+    return computed | {p: FOLDS[p] for p in of if p in FOLDS}
 
 # %% ../../nbs/cohorts/03_splits.ipynb #c026
 PROTOCOLS = ('patient', 'thesis')
 
 def check_leakage(
-    train_patients, # Patients learnt from, one entry a slice or a case
+    train_patients, # Patients trained on, one entry per slice or per case
     test_patients, # Patients scored
     *,
     protocol:str='patient', # 'patient' refuses a patient on both sides; 'thesis' allows it
 )->list: # Patients on both sides; always empty for protocol 'patient'
-    "Refuse a split that would measure memory."
-    if protocol not in PROTOCOLS: raise ConfigError(f"check_leakage: protocol {protocol!r} is unknown; expected one of {', '.join(PROTOCOLS)}")
+    "Refuse a split with patients on both sides, or with sealed patients in the training set."
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"check_leakage: protocol {protocol!r} is unknown; expected one of {', '.join(PROTOCOLS)}")
     train,test = ({patient_id(p) for p in side} for side in (train_patients, test_patients))
-    both = sorted(train & test, key=natural_key)
+    both,in_seal = sorted(train & test, key=natural_key), train & SEALED
     if protocol=='thesis': return both
     if both:
         some = ', '.join(both[:3]) + ('...' if both[3:] else '')
-        raise LeakageError(f"{len(both)} patient(s) are on both sides of the split ({some}); split by patient, or name it protocol='thesis'")
-    if train & SEALED:
-        raise LeakageError(f"{len(train & SEALED)} sealed patient(s) are to be trained on ({min(train & SEALED)}...); leave them out with `development`")
+        raise LeakageError(f"{len(both)} patient(s) are on both sides of the split ({some}); "
+                           "split by patient, or name it protocol='thesis'")
+    if in_seal:
+        raise LeakageError(f"{len(in_seal)} sealed patient(s) are to be trained on ({min(in_seal)}...); "
+                           "leave them out with `development`")
     return both
 
 # %% ../../nbs/cohorts/03_splits.ipynb #c029
@@ -135,10 +147,12 @@ def fold_split(
     n_folds:int=5, # Of patients that `FOLDS` does not know
     seed:int=0, # For these
 )->tuple[list,list]: # Training cases and test cases
-    "Train on all folds but one."
+    "Divide cases into all folds but one, for training, and that fold, for testing."
     cases = development(cases)
     folds = case_folds(cases, n_folds=n_folds, seed=seed)
-    if fold not in folds.values(): raise ConfigError(f"fold_split: no patient is in fold {fold!r}; expected one of {sorted(set(folds.values()))}")
+    if fold not in folds.values():
+        known = sorted(set(folds.values()))
+        raise ConfigError(f"fold_split: no patient is in fold {fold!r}; expected one of {known}")
     train,test = ([c for c in cases if (folds[patient_id(c.patient)]==fold)==side] for side in (False, True))
     check_leakage([c.patient for c in train], [c.patient for c in test])
     return train, test
@@ -148,10 +162,11 @@ def thesis_split(
     n:int, # Slices
     *,
     test_size:float=.2, # Share of slices to test on
-    seed:int=42, # The thesis' own
+    seed:int=42, # As in the thesis
 )->tuple[np.ndarray,np.ndarray]: # Indices to train on, and to test on
-    "Slices at random, whoever they belong to, exactly as scikit-learn's `train_test_split` draws them."
+    "A random split of slices, regardless of patients, exactly as `train_test_split` of scikit-learn makes it."
     n_test = math.ceil(test_size*n)
-    if not 0<n_test<n: raise ConfigError(f"thesis_split: {n} slices at test_size={test_size} leave one side empty; give more slices")
+    if not 0<n_test<n:
+        raise ConfigError(f"thesis_split: {n} slices at test_size={test_size} leave one side empty; give more slices")
     drawn = np.random.RandomState(seed).permutation(n)
     return drawn[n_test:], drawn[:n_test]

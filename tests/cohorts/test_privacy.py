@@ -8,7 +8,7 @@ from conftest import ROOT, tracked_files
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from neuroseg.cohorts import privacy
+from neuroseg.cohorts import disclosure, privacy
 from neuroseg.cohorts import membership
 from neuroseg.cohorts import phi_kinds
 from neuroseg.cohorts import phi_scan
@@ -268,9 +268,10 @@ def test_numbers_are_drawn_once_and_by_lot(hospital, tmp_path):
 
 
 def test_two_processes_draw_the_same_numbers(hospital):
-    code = f'from neuroseg.privacy import *; print(opaque(cohort_of({str(hospital)!r})))'
+    code = f'from neuroseg.cohorts.privacy import *; print(pseudonym(policy_of({str(hospital)!r})))'
     runs = [subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(3)]
-    assert len({r.communicate()[0] for r in runs}) == 1
+    said = {r.communicate()[0] for r in runs}
+    assert len(said) == 1 and "'Ann_Miller': 'P" in said.pop()
 
 
 def test_a_cohort_that_cannot_be_written_to_is_numbered_all_the_same(hospital, monkeypatch):
@@ -301,6 +302,22 @@ def test_a_guard_ends_with_its_block(hospital, monkeypatch):
     assert (sys.stdout, sys.stderr) == streams and logging.getLogRecordFactory() is factory and os.environ['NEUROSEG_CACHE'] == 'before'
 
 
+@pytest.mark.parametrize('raised', [KeyError('Ann_Miller'), OutputError('Ann_Miller')])
+def test_no_exception_leaves_the_writer_of_results_with_a_name(hospital, tmp_path, raised):
+    import traceback
+    from neuroseg.cohorts.cohort import Cohort
+    with pytest.raises(Exception) as e:
+        with Cohort.open(hospital).results(tmp_path/'run') as out, out.record({}): raise raised
+    assert 'Miller' not in ''.join(traceback.format_exception_only(e.value)) and e.value.__context__ is e.value.__cause__ is None
+    assert not (tmp_path/'run'/'run.json').exists()
+
+
+def test_the_writer_of_results_refuses_a_folder_that_git_would_publish(hospital):
+    from neuroseg.cohorts.cohort import Cohort
+    with pytest.raises(OutputError, match='git does not ignore'):
+        with Cohort.open(hospital).results(ROOT/'scores'): pass
+
+
 def test_what_nobody_calls_public_is_private(hospital, tmp_path):
     assert not privacy.policy_of(write_phantom_hospital(tmp_path/'drawn', n_patients=1, size_px=32, n_slices=4)).private
     assert privacy.policy_of(hospital).private and 'ward7' not in json.dumps(privacy.policy_of(hospital).facts)
@@ -312,28 +329,39 @@ def test_what_nobody_calls_public_is_private(hospital, tmp_path):
 
 # A whole run
 
-STUDY = ('import numpy as np, sys\nfrom IPython.display import Markdown\nfrom neuroseg import answers, viz\nfrom neuroseg.cases import find_cases, load_case\nfrom neuroseg.report import StudyRun',
-         'answers.SUMMARIES["10_ward"] = lambda run: dict(mean=float(viz.table(run, "patients")["lesion_px"].mean()), worst=viz.table(run, "patients").to_dict("records")[:1],'
-         ' headline="Lesions.", answer="The mean lesion is known; ask Ann_Miller.")',
-         'def dots(run):\n    fig, ax = viz.new_figure(height_in=1)\n    ax.plot(viz.table(run, "patients")["lesion_px"])\n    return fig\nviz.FIGURES["10_ward"] = dict(dots=dots)',
-         'run = StudyRun("10_ward", profile=profile, out=out, cohort=cohort)\nfolder = run.cohort(cohort)\ncases = find_cases(folder)\nprint(folder, cases[0])\ncases[0].folder',
-         'rows = []\nfor c in cases:\n    scan, mask = load_case(c)\n    print("reading", c.case, file=sys.stderr)\n'
-         '    run.panel(c.case, np.ascontiguousarray(scan.data[0,0]).astype(np.uint8), label=c.patient)\n    rows.append(dict(patient=c.patient, lesion_px=int(mask.sum())))',
-         'run.table("patients", rows)', 'run.figure("dots")', 'from PIL import Image\nImage.fromarray(mask[0])', '%s', 'found = run.finish("0"*64)\nMarkdown(found["answer"])')
+# Cells of a study, each with its tag or none; `%s` stands for a cell that a test adds
+STUDY = [
+    (None, 'import numpy as np, sys\nfrom IPython.display import Markdown\n'
+           'from neuroseg.cohorts.cases import find_cases, load_case\nfrom neuroseg.reports.study_run import StudyRun'),
+    ('numbers', 'from neuroseg.reports.stored_run import table\ndef numbers(run):\n    rows = table(run, "patients")\n'
+                '    return dict(mean=float(rows["lesion_px"].mean()), worst=rows.to_dict("records")[:1])'),
+    ('answer', 'def headline(n): return "Lesions."\n'
+               'def answer(n): return "The mean lesion is known; ask Ann_Miller."'),
+    ('figures', 'from neuroseg.reports.plots import new_figure\nfrom neuroseg.reports.stored_run import table\n'
+                'def draw_dots(run):\n    fig, ax = new_figure(height_in=1)\n    ax.plot(table(run, "patients")["lesion_px"])\n'
+                '    return fig'),
+    (None, 'run = StudyRun("10_ward", profile=profile, out=out, cohort=cohort)\nfolder = run.cohort(cohort)\n'
+           'cases = find_cases(folder)\nprint(folder, cases[0])\ncases[0].folder'),
+    (None, 'rows = []\nfor c in cases:\n    scan, mask = load_case(c)\n    print("reading", c.case, file=sys.stderr)\n'
+           '    run.panel(c.case, np.ascontiguousarray(scan.data[0,0]).astype(np.uint8), label=c.patient)\n'
+           '    rows.append(dict(patient=c.patient, lesion_px=int(mask.sum())))'),
+    (None, 'run.table("patients", rows)'), (None, 'run.figure(draw_dots)'),
+    (None, 'from PIL import Image\nImage.fromarray(mask[0])'), (None, '%s'),
+    (None, 'found = run.finish(numbers, headline, answer, data_hash="0"*64)\nMarkdown(found["answer"])')]
 
 
 def private_study(root, hospital, extra='1', **params):
     "A study of a private cohort that says and shows whatever it can."
     import nbformat
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-    from neuroseg.reports import reproduce
+    from neuroseg.reports.execution import run_study
     cells = [new_markdown_cell('# A ward\n\n> Who?'), new_code_cell('profile = "smoke"\nout = None\ncohort = None', metadata={'tags': ['parameters']}),
-             *(new_code_cell(extra if c == '%s' else c) for c in STUDY)]
+             *(new_code_cell(extra if c == '%s' else c, metadata={'tags': [tag]} if tag else {}) for tag, c in STUDY)]
     (root/'nbs/studies').mkdir(parents=True, exist_ok=True)
     (root/'reports/10_ward').mkdir(parents=True, exist_ok=True)
     nbformat.write(new_notebook(metadata={'kernelspec': dict(display_name='python3', language='python', name='python3')}, cells=cells), root/'nbs/studies/10_ward.ipynb')
     (root/'reports/10_ward/params.yml').write_text('smoke: {}')
-    return reproduce.run_study('10', root=root, progress=False, cohort=str(hospital), **params)
+    return run_study('10', root=root, progress=False, cohort=str(hospital), **params)
 
 
 def everything(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
@@ -361,7 +389,7 @@ def betrayed(tmp_path, hospital, but=()):
 
 
 def test_a_private_run_leaves_nothing_outside_the_cohort(repo, hospital, tmp_path, capfd):
-    run = private_study(repo, hospital, extra='from neuroseg.data import slice_set\nfrom neuroseg.prep import Prep\nlen(slice_set(cases, Prep(size_px=32), progress=True))')
+    run = private_study(repo, hospital, extra='from neuroseg.learn.slices import slice_set\nfrom neuroseg.scans.preparation import Prep\nlen(slice_set(cases, Prep(size_px=32), progress=True))')
     assert run.name == 'private_smoke' and betrayed(tmp_path, hospital, but=('repo/nbs/studies/10_ward.ipynb',)) == []
     said = capfd.readouterr()
     assert not any(w in said.out + said.err for w in ('Miller', 'Stone', str(hospital)))
@@ -395,27 +423,27 @@ def test_a_study_that_writes_by_itself_is_stopped(repo, hospital, tmp_path):
 def test_results_of_a_private_cohort_stay_out_of_git(hospital, tmp_path):
     assert subprocess.run(['git', 'check-ignore', '-q', 'reports/25_x/private_cpu/run.json'], cwd=ROOT).returncode in (0, 128)
     cohort = privacy.policy_of(hospital)
-    privacy.check_place(ROOT/'reports/25_x/private_cpu', cohort)
+    disclosure.check_place(ROOT/'reports/25_x/private_cpu', cohort)
     if (ROOT/'.git').exists():
-        with pytest.raises(OutputError, match='git does not ignore'): privacy.check_place(ROOT/'reports/25_x/cpu', cohort)
+        with pytest.raises(OutputError, match='git does not ignore'): disclosure.check_place(ROOT/'reports/25_x/cpu', cohort)
 
 
 def test_four_patients_are_no_statistic(repo, hospital):
     for name in ('Eve_Green', 'Fred_Long'): shutil.rmtree(hospital/name)
     run = private_study(repo, hospital)
-    assert (run/'patients.csv').read_text().splitlines()[0] == 'column,patients,values,mean' and read_json(run/'summary.json')['answer'] == privacy.FEW
+    assert (run/'patients.csv').read_text().splitlines()[0] == 'column,patients,values,mean' and read_json(run/'summary.json')['answer'] == disclosure.FEW
 
 
 def test_a_real_study_of_a_private_cohort(repo, tmp_path):
     "Study 20, unchanged, on a cohort in another layout that is marked private."
-    from neuroseg.reports import reproduce
+    from neuroseg.reports.execution import run_study
     from neuroseg.scans.phantom import write_phantom_lgg
     (repo/'reports/20_exploration').mkdir(parents=True)
     (repo/'nbs/studies').mkdir(parents=True)
     for name in ('nbs/studies/20_exploration.ipynb', 'reports/20_exploration/params.yml'): shutil.copy(ROOT/name, repo/name)
     ward = write_phantom_lgg(tmp_path.resolve()/'ward9', n_patients=8, size_px=96, n_slices=14)
     privacy.mark(ward)
-    run = reproduce.run_study('20', 'smoke', root=repo, cohort=str(ward), progress=False)
+    run = run_study('20', 'smoke', root=repo, cohort=str(ward), progress=False)
     assert run.name == 'private_smoke' and read_json(run/'summary.json')['patients'] == 8 and betrayed(tmp_path, ward) == []
     assert (run/'patients.csv').read_text().startswith('column,patients,values,mean') and sorted(p.name for p in (ward/privacy.STATE).iterdir()) == ['numbers.json']
 
@@ -467,7 +495,7 @@ def test_training_and_scoring_tell_nobody(ward, tmp_path, capfd):
     assert main(['evaluate', str(ward), '--model', str(model), '-o', str(tmp_path/'refused')]) == 2
     said = capfd.readouterr()
     print(said.out, said.err)
-    assert '5 of these patients taught the model: choose the fold' in said.err
+    assert '5 of these patients are in the training set of the model: choose the fold' in said.err
     assert told(ward, tmp_path, capfd) == set()
     taught, asked, _ = split_cohort(ward, fold=1)
     number, card, plan, record = privacy.pseudonym(privacy.policy_of(ward)), read_json(model), read_json(at/'plan.json'), read_json(at/'run.json')

@@ -167,7 +167,7 @@ def test_a_private_run_refuses_to_lie_in_the_repository(hospital, first, root):
     assert not (root/'nbs'/'run').exists()
 
 
-@pytest.mark.parametrize('settings, message', [(dict(n_ensemble=2), 'members cannot be changed'), (dict(n_in=3), 'n_in cannot be changed'), (dict(epochs='many'), '`epochs` is')])
+@pytest.mark.parametrize('settings, message', [(dict(n_ensemble=2), 'n_ensemble cannot be changed'), (dict(n_in=3), 'n_in cannot be changed'), (dict(epochs='many'), '`epochs` is')])
 def test_settings_that_make_no_sense(first, settings, message):
     with pytest.raises(ConfigError, match=message): tuning_recipe(load_card(first), settings)
 
