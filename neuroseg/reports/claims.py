@@ -56,7 +56,7 @@ def claim_from(
         raise ConfigError(f"claims.yml, {name}: expected exactly one of {', '.join(ANSWERED_BY)}")
     return Claim(**d | {'at': tuple(d.get('at', ()))})
 
-# %% ../../nbs/reports/09_claims.ipynb #663ad49f
+# %% ../../nbs/reports/09_claims.ipynb #4946518a
 def our_value(
     claim:Claim,
     root=None, # As `find_repo` takes it
@@ -66,6 +66,7 @@ def our_value(
     try: return float(stored(claim.run, *claim.at, root=root))
     except ConfigError as e: raise ConfigError(f"claims.yml, {claim.id}: {e}") from e
 
+# %% ../../nbs/reports/09_claims.ipynb #914e5211
 def judge(
     claim:Claim,
     ours:float|None, # From `our_value`
@@ -76,7 +77,7 @@ def judge(
     if not abs(ours-claim.value)<=claim.tolerance*(1+1e-9): return 'not reproduced' # NaN as well
     return 'reproduced under its protocol only' if claim.protocol=='thesis' else 'reproduced'
 
-# %% ../../nbs/reports/09_claims.ipynb #ae0aaf3f
+# %% ../../nbs/reports/09_claims.ipynb #8317842e
 def _read_ledger(file):
     "The entries of claims.yml, as plain values."
     yaml = need('yaml', extra='reproduce')
@@ -89,6 +90,7 @@ def _read_ledger(file):
         raise ConfigError(f"`reports/{file.name}` holds no list of claims")
     return entries
 
+# %% ../../nbs/reports/09_claims.ipynb #9813ecea
 def load_claims(
     root=None, # As `find_repo` takes it
 )->list[Claim]:
@@ -99,7 +101,7 @@ def load_claims(
     if twice: raise ConfigError(f"claims.yml: {', '.join(twice)} stands there twice; give each claim a name of its own")
     return claims
 
-# %% ../../nbs/reports/09_claims.ipynb #a0f0c752
+# %% ../../nbs/reports/09_claims.ipynb #c204e387
 INTRO = """# Claims
 
 Every result that the thesis published, and the known scores on its data set, beside what this project found. (The
@@ -120,6 +122,7 @@ def _ledger_row(c, ours):
     remark = f" {why[:1].upper()}{why[1:]}." if why else ''
     return f'| {c.what} ({c.where}) | {c.value:,} | {shown} | **{judge(c, ours)}** | {c.defined}.{run}{remark} |'
 
+# %% ../../nbs/reports/09_claims.ipynb #06beeba5
 def ledger_text(
     root=None, # As `find_repo` takes it
 )->str: # Markdown
@@ -138,7 +141,7 @@ def write_ledger(
     with atomic_path(file) as tmp: tmp.write_text(ledger_text(root), encoding='utf-8', newline='\n')
     return file
 
-# %% ../../nbs/reports/09_claims.ipynb #018dc53f
+# %% ../../nbs/reports/09_claims.ipynb #0efa5278
 # Sums of another machine differ in their last digits
 REL_TOLERANCE, ABS_TOLERANCE = 1e-9, 1e-12
 
@@ -150,6 +153,7 @@ def _differs(a, b): # Two JSON values
         return not math.isclose(a, b, rel_tol=REL_TOLERANCE, abs_tol=ABS_TOLERANCE)
     return a!=b
 
+# %% ../../nbs/reports/09_claims.ipynb #c3296029
 def changed_runs(
     root=None, # As `find_repo` takes it
 )->list[str]: # A sentence for each run whose summary is not what its tables give
@@ -157,7 +161,7 @@ def changed_runs(
     runs = [f for f in kept_runs(find_repo(root)) if _differs(read_json(f/'summary.json'), summary(f))]
     return [f"{f.parent.name}/{f.name}: summary.json is not what its tables give; run the study again" for f in runs]
 
-# %% ../../nbs/reports/09_claims.ipynb #b8ad6529
+# %% ../../nbs/reports/09_claims.ipynb #7936af41
 def check_claims(
     root=None, # As `find_repo` takes it
 )->list[str]: # A sentence a fault; empty if all is well

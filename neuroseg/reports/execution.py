@@ -8,7 +8,7 @@ Docs: https://neuroseg.github.io/neuroseg/reports/execution.html.md"""
 __all__ = ['library', 'code_hash', 'is_current', 'kernel_environment', 'why', 'execute', 'held_for', 'withheld', 'check_sealed',
            'run_study']
 
-# %% ../../nbs/reports/07_execution.ipynb #5f404991
+# %% ../../nbs/reports/07_execution.ipynb #1fa99318
 import base64, contextlib, hashlib, logging, os, shutil
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from .stored_run import summary
 from .study_run import HELD
 from .publishing import own_paths, publishable, scrub_all, to_html
 
-# %% ../../nbs/reports/07_execution.ipynb #665135d9
+# %% ../../nbs/reports/07_execution.ipynb #7cf15ea6
 def library(
     root:Path, # Of a repository
 )->Path: # Folder of modules
@@ -41,6 +41,7 @@ def code_hash(
     modules = [f for f in modules if f.name!='_modidx.py'] # nbdev's index of them says nothing new
     return hashlib.sha256((hash_files(modules) + code).encode()).hexdigest()
 
+# %% ../../nbs/reports/07_execution.ipynb #5356479d
 def is_current(
     folder, # Of a run
     params:dict, # Values to inject
@@ -52,7 +53,7 @@ def is_current(
     record = read_json(file)
     return record.get('code')==code and all(record['params'].get(k, v)==v for k,v in jsonable(params).items())
 
-# %% ../../nbs/reports/07_execution.ipynb #0274aed9
+# %% ../../nbs/reports/07_execution.ipynb #e193de73
 @contextlib.contextmanager
 def _environment(**values):
     "Environment variables for the kernels started inside."
@@ -64,6 +65,7 @@ def _environment(**values):
             if v is None: del os.environ[k]
             else: os.environ[k] = v
 
+# %% ../../nbs/reports/07_execution.ipynb #797fc00e
 def kernel_environment(
     folder:Path, # From `library`
 )->dict: # Environment variables
@@ -101,7 +103,7 @@ def why(
     if isinstance(kind, type) and issubclass(kind, NeurosegError): return kind(f"study {study}: {first}")
     return RunError(f"study {study} stopped in cell [{e.exec_count}] `{_first_line(e)}`: {e.ename}: {first}")
 
-# %% ../../nbs/reports/07_execution.ipynb #acab3b4d
+# %% ../../nbs/reports/07_execution.ipynb #6fe069b2
 def execute(
     notebook:Path, # A study
     folder:Path, # Gets notebook.ipynb
@@ -124,7 +126,7 @@ def execute(
         raise why(e, notebook.stem, nbformat.read(file, as_version=4).cells) from None
     return nbformat.read(file, as_version=4)
 
-# %% ../../nbs/reports/07_execution.ipynb #ee11ee51
+# %% ../../nbs/reports/07_execution.ipynb #dd8d57f6
 def held_for(
     folder, # Of a run
 ): # `privacy.Policy`; None for a public one
@@ -139,6 +141,7 @@ def _change_texts(o, change): # Strings in lists and dicts; a function of a stri
     if not isinstance(o, dict): return o
     return {k: v if str(k).startswith('image/') else _change_texts(v, change) for k,v in o.items()}
 
+# %% ../../nbs/reports/07_execution.ipynb #2683111b
 def withheld(
     nb, # Executed notebook
     folder, # Of its run
@@ -160,7 +163,7 @@ def withheld(
             cell.outputs = [o if may_stay(o) else note for o in cell.outputs if may_stay(o) or o is cell.outputs[0]]
     return nb
 
-# %% ../../nbs/reports/07_execution.ipynb #6b58dadd
+# %% ../../nbs/reports/07_execution.ipynb #a53ed64f
 def check_sealed(
     folder:Path, # Of a private run, complete
     cohort, # `privacy.Policy`, private
@@ -177,11 +180,12 @@ def check_sealed(
                        "let the study write through `StudyRun` only")
     (folder/HELD).unlink()
 
-# %% ../../nbs/reports/07_execution.ipynb #7e367b01
+# %% ../../nbs/reports/07_execution.ipynb #f8aa8424
 def _store(nb, folder, name, paths):
     "Write a notebook fit to be published."
     with atomic_path(folder/name) as tmp: need('nbformat', extra='reproduce').write(publishable(nb, paths), tmp)
 
+# %% ../../nbs/reports/07_execution.ipynb #4c623cd8
 def _check_run(folder, notebook, params, cohort):
     "Refuse a run without a record, with other parameters than the given ones, or with numbers from outside its tables."
     if not (folder/'run.json').is_file():
@@ -199,7 +203,7 @@ def _check_run(folder, notebook, params, cohort):
     if left:
         raise RunError(f"study {study}: no cell tagged `figures` draws {', '.join(left)}; tag the cell that defines it")
 
-# %% ../../nbs/reports/07_execution.ipynb #ad2076b5
+# %% ../../nbs/reports/07_execution.ipynb #76f7f631
 def _seal(folder, nb, notebook, params, code, paths):
     "Complete a run: checked, its notebook and page free of this machine's paths, its code named in the record."
     cohort = held_for(folder)
@@ -211,19 +215,21 @@ def _seal(folder, nb, notebook, params, code, paths):
     with atomic_path(folder/'notebook.html') as tmp: tmp.write_text(page, encoding='utf-8', newline='\n')
     if cohort: check_sealed(folder, cohort)
 
+# %% ../../nbs/reports/07_execution.ipynb #81ddd99f
 def _keep_failed(tmp, failed, paths):
     "Save the notebook of a failed run, as far as it got, for whoever searches for the reason."
     if not (tmp/'notebook.ipynb').is_file(): return
     nb, cohort = need('nbformat', extra='reproduce').read(tmp/'notebook.ipynb', as_version=4), held_for(tmp)
     _store(withheld(nb, tmp, cohort) if cohort else nb, failed, 'failed.ipynb', paths)
 
-# %% ../../nbs/reports/07_execution.ipynb #dbaab12b
+# %% ../../nbs/reports/07_execution.ipynb #b525dbdc
 def _run_folder(notebook, root, profile, params):
     "Where the results of a study go: reports/<study>/<profile>, or private_<profile> for a private cohort."
     cohort = params.get('cohort')
     private = cohort is not None and Path(cohort).is_dir() and policy_of(cohort).private
     return root/'reports'/notebook.stem/(f'private_{profile}' if private else profile)
 
+# %% ../../nbs/reports/07_execution.ipynb #0bb4de5a
 def run_study(
     name:str, # As `find_study` takes it
     profile:str='smoke', # Of its `params.yml`

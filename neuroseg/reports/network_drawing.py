@@ -41,7 +41,7 @@ def _tracer(torch):
             return out
     return Tracer()
 
-# %% ../../nbs/reports/02_network_drawing.ipynb #7aa8b976
+# %% ../../nbs/reports/02_network_drawing.ipynb #8c25f73e
 def trace_network(
     model, # `torch.nn.Module`, `(B,C,H,W)` to `(B,1,H,W)`
     shape:tuple, # Of the input, `(C,H,W)`
@@ -80,7 +80,7 @@ def _stages(rows):
         if not s['maps']: s['maps'] = [dict(s['first'], share=0)] # nothing but a change of size
     return stages
 
-# %% ../../nbs/reports/02_network_drawing.ipynb #35811bdd
+# %% ../../nbs/reports/02_network_drawing.ipynb #4dd2fab8
 def _lay_out(stages):
     "Give every map its place in inches: along x by the steps, along y by the resolution."
     heights = sorted({s['height'] for s in stages})
@@ -100,7 +100,7 @@ def _lay_out(stages):
         ends[level] = m['x'] + m['wide']
     return stages
 
-# %% ../../nbs/reports/02_network_drawing.ipynb #008adf84
+# %% ../../nbs/reports/02_network_drawing.ipynb #8f6332d4
 def _box(ax, m):
     "One map as a box, its channels above; the part that was carried over is pale."
     def add(wide, fill):
@@ -110,6 +110,7 @@ def _box(ax, m):
     if m['share']: add(m['wide']*m['share'], 'white')
     ax.text(m['mid'], m['y']+m['tall']+.02, m['channels'], ha='center', va='bottom', fontsize=8)
 
+# %% ../../nbs/reports/02_network_drawing.ipynb #b95a0969
 def _arrow(ax, a, b, ink): # From point to point, in inches
     ax.annotate('', b, a, arrowprops=dict(arrowstyle='-|>', color=ink, lw=1.2, shrinkA=0, shrinkB=0, mutation_scale=7))
 
@@ -127,7 +128,7 @@ def _connect(ax, stages):
         m, y = left[n['height']], n['y'] + n['tall']/2
         _arrow(ax, (m['x']+m['wide']+.03, y), (n['x']-.02, y), colour('grey'))
 
-# %% ../../nbs/reports/02_network_drawing.ipynb #aaa90f82
+# %% ../../nbs/reports/02_network_drawing.ipynb #8b7463a2
 def _key(ax, right):
     "What the colours of boxes and arrows mean."
     key = {'convolution':'sky', 'halve':'vermilion', 'double':'green', 'carry over':'grey'}
@@ -135,6 +136,7 @@ def _key(ax, right):
         ax.text(right-.95, .65-.17*i, '■', color=colour(ink), ha='right', fontsize=8.5)
         ax.text(right-.92, .65-.17*i, what, fontsize=8.5)
 
+# %% ../../nbs/reports/02_network_drawing.ipynb #d00894c5
 @styled
 def architecture(
     network, # Rows of `trace_network`; or a `torch.nn.Module`, with `shape`

@@ -66,7 +66,7 @@ def new_figure(
     fig = need('matplotlib.figure', extra='reproduce').Figure(figsize=(width_in, height_in))
     return fig, fig.subplots(nrows, ncols, **kwargs)
 
-# %% ../../nbs/reports/01_plots.ipynb #46ee6248
+# %% ../../nbs/reports/01_plots.ipynb #31abc9da
 METADATA = dict(png={'Software':None}, svg={'Date':None, 'Creator':None},
                 pdf={'CreationDate':None, 'Creator':None, 'Producer':None})
 
@@ -75,6 +75,7 @@ def _with_palette(png): # A PNG picture; its best 256 colours make a third of th
     image = need('PIL.Image', extra='reproduce').open(png).convert('RGB')
     return image.quantize(256, method=0, dither=0)
 
+# %% ../../nbs/reports/01_plots.ipynb #997c1678
 @styled
 def save_figure(
     fig, # A matplotlib figure
@@ -198,7 +199,7 @@ def best_epoch(
         raise InputError('the history holds no loss that is a number; was the training stopped in its first epoch?')
     return int(h['epoch'][loss.idxmin()])
 
-# %% ../../nbs/reports/01_plots.ipynb #04771bf6
+# %% ../../nbs/reports/01_plots.ipynb #722d4b5f
 def _curves(ax, h, columns, best): # `columns`: role to column
     "One panel: a line for each role, a circle at the kept epoch."
     for role,name in columns.items():
@@ -209,6 +210,7 @@ def _curves(ax, h, columns, best): # `columns`: role to column
     ax.set_xlabel('epoch')
     ax.xaxis.get_major_locator().set_params(integer=True)
 
+# %% ../../nbs/reports/01_plots.ipynb #dc467c67
 @styled
 def training_curves(
     history, # Rows of history.csv: epoch (from 0), train_loss, and any of valid_loss, train_dice and `valid_dice`
@@ -273,7 +275,7 @@ def dice_strip(
     low.set(xlabel=xlabel, ylabel='share below', ylim=(0,1))
     return fig
 
-# %% ../../nbs/reports/01_plots.ipynb #cd56a62b
+# %% ../../nbs/reports/01_plots.ipynb #d85d9885
 def _forest_row(ax, i, r, seeds): # Row number, row, gains of single trainings
     "One difference with its interval, its seeds and its number."
     excludes_zero = r['gain_lo']>0 or r['gain_hi']<0
@@ -284,6 +286,7 @@ def _forest_row(ax, i, r, seeds): # Row number, row, gains of single trainings
     ax.annotate(f"{r['gain']:+.3f}", (1, i), (4,0), xycoords=('axes fraction','data'), textcoords='offset points',
                 va='center', fontsize=8)
 
+# %% ../../nbs/reports/01_plots.ipynb #441525c3
 @styled
 def forest(
     rows, # arm, gain, gain_lo, gain_hi

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core import cache_dir, need
 
-# %% ../../nbs/reports/06_publishing.ipynb #a6120831
+# %% ../../nbs/reports/06_publishing.ipynb #8871ccc6
 def own_paths(
     root:Path, # Of the repository
     folders:dict|None=None, # More paths, and what is written instead
@@ -26,7 +26,7 @@ def own_paths(
     paths |= {Path(p).resolve(): word for p,word in paths.items()}
     return dict(sorted(((str(p), word) for p,word in paths.items() if len(str(p))>3), key=lambda o: -len(o[0])))
 
-# %% ../../nbs/reports/06_publishing.ipynb #4b2637e3
+# %% ../../nbs/reports/06_publishing.ipynb #8e17f000
 # Whatever is left of a user's folder: `/home/ann`, `/Users/ann`, `C:\Users\ann`
 USER_FOLDER = re.compile(r'(?:/home|/Users|\b[A-Za-z]:[/\\]+Users)[/\\]+[^/\\\s\'"`:,)]+')
 
@@ -64,7 +64,7 @@ def publishable(
     for cell in nb.cells: cell.metadata = {k:v for k,v in cell.metadata.items() if k=='tags'}
     return nb
 
-# %% ../../nbs/reports/06_publishing.ipynb #56f4fdb6
+# %% ../../nbs/reports/06_publishing.ipynb #94d3eb2e
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">\
 <title>{title}</title><style>
@@ -79,6 +79,7 @@ th,td{{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #e3e3e3}}
 {css}</style></head><body>{body}</body></html>
 """
 
+# %% ../../nbs/reports/06_publishing.ipynb #346d4702
 def to_html(
     nb, # Notebook
 )->str: # HTML

@@ -7,7 +7,7 @@ Docs: https://neuroseg.github.io/neuroseg/reports/reproduce.html.md"""
 # %% auto #0
 __all__ = ['ABOUT', 'leaves', 'drift', 'tolerances', 'write_index', 'runnable_studies', 'reproduce', 'figures', 'write_summaries']
 
-# %% ../../nbs/reports/08_reproduce.ipynb #8935e423
+# %% ../../nbs/reports/08_reproduce.ipynb #24343dbf
 import fnmatch, json, re, subprocess
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from .study_notebook import (find_repo, find_study, missing_cohorts, studies, st
 from .stored_run import kept_runs, notebook_of, store_figure, summary
 from .execution import run_study
 
-# %% ../../nbs/reports/08_reproduce.ipynb #072fa741
+# %% ../../nbs/reports/08_reproduce.ipynb #cb19871e
 def leaves(
     found:dict, # A summary: numbers in dicts and lists
 )->dict: # 'all sequences.scores.dice.mean' to its number; None where a value is missing
@@ -25,6 +25,7 @@ def leaves(
     def is_number(v): return v is None or isinstance(v, (int,float)) and not isinstance(v, bool)
     return {k: v for k,v in flat(found, lists=True).items() if is_number(v)}
 
+# %% ../../nbs/reports/08_reproduce.ipynb #25339808
 def drift(
     before:dict, # A stored summary
     after:dict, # The same study, run again
@@ -39,7 +40,7 @@ def drift(
         if not same and allowed is not None: found.append(dict(path=path, before=a, after=b, tolerance=allowed))
     return found
 
-# %% ../../nbs/reports/08_reproduce.ipynb #9ad5d1d5
+# %% ../../nbs/reports/08_reproduce.ipynb #3d3847a1
 def tolerances(
     root=None, # As `find_repo` takes it
 )->dict: # Study to rules for `drift`
@@ -86,7 +87,7 @@ def _row(root, folder):
     facts = [folder.name, record['started'][:10], *code, f"{record['seconds']/60:.1f} min", *page]
     return f"| {name} | {found.get('headline','')} | {', '.join(facts)} |"
 
-# %% ../../nbs/reports/08_reproduce.ipynb #bd3a7dc2
+# %% ../../nbs/reports/08_reproduce.ipynb #5253c4aa
 def write_index(
     root=None, # As `find_repo` takes it
 )->Path: # reports/README.md
@@ -100,13 +101,14 @@ def write_index(
     with atomic_path(root/'reports'/'README.md') as tmp: tmp.write_text(text, encoding='utf-8', newline='\n')
     return root/'reports'/'README.md'
 
-# %% ../../nbs/reports/08_reproduce.ipynb #44067085
+# %% ../../nbs/reports/08_reproduce.ipynb #8280c790
 def _absent_data(study, cohorts):
     "Say which cohort a study lacks and how to get it."
     fetch = ', or fetch it with `neuroseg data fetch lgg`' if cohorts==['lgg'] else ''
     return (f"study {study} needs cohort {' and '.join(map(repr, cohorts))}, which is not on this machine; "
             f"set NEUROSEG_DATA to the folder that holds it{fetch}")
 
+# %% ../../nbs/reports/08_reproduce.ipynb #68de05a2
 def runnable_studies(
     names=None, # Studies; None: all that have the profile
     profile:str='smoke', # Of their `params.yml`
@@ -150,7 +152,7 @@ def reproduce(
     _refuse_drift({k: v for k,v in before.items() if v}, root, profile, rules)
     return done
 
-# %% ../../nbs/reports/08_reproduce.ipynb #d82e3c9e
+# %% ../../nbs/reports/08_reproduce.ipynb #468c903d
 def _committed(root, path): # Summary, None where there is none
     "A summary as it is committed; where git knows nothing of it, as it stands on the disk."
     try:
@@ -158,6 +160,7 @@ def _committed(root, path): # Summary, None where there is none
         return json.loads(git.stdout)
     except (OSError, subprocess.CalledProcessError): return read_json(root/path) if (root/path).is_file() else None
 
+# %% ../../nbs/reports/08_reproduce.ipynb #0b63940e
 def _refuse_drift(before, root, profile, rules):
     "Raise `RunError` if a number moved further from the summaries `before` than the rules allow."
     moved = []
@@ -182,7 +185,7 @@ def figures(
     runs = [f for f in runs if f.parent.name in wanted and (names is not None or f.name!='smoke')]
     return [store_figure(f, figure) for f in runs for figure in study_cells(notebook_of(f)).figures.values()]
 
-# %% ../../nbs/reports/08_reproduce.ipynb #0fba9183
+# %% ../../nbs/reports/08_reproduce.ipynb #11ae5714
 def write_summaries(
     names=None, # Studies; None: all
     *,

@@ -66,7 +66,7 @@ def store_figure(
     "Store the figure that a function draws."
     return save_figure(draw(Path(run)), Path(run)/'figures'/f'{figure_name(draw)}.png')
 
-# %% ../../nbs/reports/04_stored_run.ipynb #7481fbe8
+# %% ../../nbs/reports/04_stored_run.ipynb #0d084e0a
 def compute_summary(
     run, # Folder of a run
     numbers, # Function of this folder
@@ -77,6 +77,7 @@ def compute_summary(
     found = numbers(Path(run))
     return jsonable(found | dict(headline=headline(found), answer=answer(found)))
 
+# %% ../../nbs/reports/04_stored_run.ipynb #bfb4301d
 def summary(
     run, # Folder of a run
     notebook=None, # Its study; None: as `notebook_of` finds it

@@ -8,7 +8,7 @@ Docs: https://neuroseg.github.io/neuroseg/reports/study_notebook.html.md"""
 __all__ = ['DRAW', 'find_repo', 'studies', 'find_study', 'tagged_cells', 'figure_name', 'StudyCells', 'study_cells',
            'study_profiles', 'study_params', 'missing_cohorts', 'parameters_of', 'check_params']
 
-# %% ../../nbs/reports/03_study_notebook.ipynb #bd75d6b8
+# %% ../../nbs/reports/03_study_notebook.ipynb #aad627a6
 import ast, re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ def find_repo(
     raise RunError('studies live in the repository, not in the installed library: '
                    'clone it, go into its folder and run the command there')
 
-# %% ../../nbs/reports/03_study_notebook.ipynb #c545233f
+# %% ../../nbs/reports/03_study_notebook.ipynb #e60af220
 def studies(
     root=None, # As `find_repo` takes it
 )->dict: # Name, such as '20_exploration', to notebook
@@ -35,6 +35,7 @@ def studies(
     files = (find_repo(root)/'nbs'/'studies').glob('[0-9]*_*.ipynb')
     return {f.stem: f for f in sorted(files, key=lambda f: (int(re.match(r'\d+', f.stem)[0]), f.stem))}
 
+# %% ../../nbs/reports/03_study_notebook.ipynb #a9e4b095
 def find_study(
     name:str, # '20_exploration', 'exploration' or '20'
     root=None, # As `find_repo` takes it
@@ -45,7 +46,7 @@ def find_study(
     if len(fits)!=1: raise ConfigError(f"there is no study {name!r}; choose one of {', '.join(known) or 'none'}")
     return fits[0]
 
-# %% ../../nbs/reports/03_study_notebook.ipynb #bb88d093
+# %% ../../nbs/reports/03_study_notebook.ipynb #520246fe
 def tagged_cells(
     notebook:Path, # A study
     tag:str, # 'parameters', 'figures', 'numbers' or 'answer'
@@ -54,6 +55,7 @@ def tagged_cells(
     cells = read_json(notebook)['cells']
     return [''.join(c['source']) for c in cells if c['cell_type']=='code' and tag in c['metadata'].get('tags', ())]
 
+# %% ../../nbs/reports/03_study_notebook.ipynb #80c38467
 def _execute(notebook, *tags): # Of `tagged_cells`
     "The names that the tagged cells of a study define, executed without a kernel and without data."
     space = {'__name__': f'study_{notebook.stem}'}
@@ -77,7 +79,7 @@ def figure_name(
         raise ConfigError(f"`{draw.__name__}` draws a figure of a study; call it `{DRAW}{draw.__name__}`")
     return draw.__name__.removeprefix(DRAW)
 
-# %% ../../nbs/reports/03_study_notebook.ipynb #8bd2942b
+# %% ../../nbs/reports/03_study_notebook.ipynb #bfbb1ff4
 @dataclass(frozen=True)
 class StudyCells:
     "What the tagged cells of a study define."
@@ -86,6 +88,7 @@ class StudyCells:
     headline:Callable # These numbers to one sentence, for the index of reports
     answer:Callable # These numbers to a few sentences, the end of the study
 
+# %% ../../nbs/reports/03_study_notebook.ipynb #a39397b7
 def study_cells(
     notebook:Path, # A study
 )->StudyCells:
@@ -97,7 +100,7 @@ def study_cells(
     figures = {figure_name(f): f for k,f in space.items() if k.startswith(DRAW)}
     return StudyCells(figures, space['numbers'], space['headline'], space['answer'])
 
-# %% ../../nbs/reports/03_study_notebook.ipynb #333f7ae3
+# %% ../../nbs/reports/03_study_notebook.ipynb #927687a1
 def _params_file(study, root): # Name of a study, and its repository
     "What `reports/<study>/params.yml` holds; None where there is no such file."
     file = root/'reports'/study/'params.yml'
@@ -115,6 +118,7 @@ def study_profiles(
     return {k: v or {} for k,v in (_params_file(find_study(name, root).stem, find_repo(root))
                                    or {}).items() if k!='needs'}
 
+# %% ../../nbs/reports/03_study_notebook.ipynb #359afa33
 def study_params(
     name:str, # As `find_study` takes it
     profile:str, # 'smoke', 'cpu' or 'gpu'
@@ -144,7 +148,7 @@ def missing_cohorts(
         raise ConfigError(f"`needs` in `params.yml` of {name} is {needs!r}; give a list of cohorts, such as [lgg]")
     return [c for c in needs if absent(c)]
 
-# %% ../../nbs/reports/03_study_notebook.ipynb #9f3b8baf
+# %% ../../nbs/reports/03_study_notebook.ipynb #4c3b962d
 def parameters_of(
     notebook:Path, # A study
 )->list: # Names that its `parameters` cell assigns
@@ -156,6 +160,7 @@ def parameters_of(
     lines = ast.parse(tagged[0]).body
     return [t.id for line in lines if isinstance(line, ast.Assign) for t in line.targets if isinstance(t, ast.Name)]
 
+# %% ../../nbs/reports/03_study_notebook.ipynb #badf9d44
 def check_params(
     notebook:Path, # A study
     params:dict, # Values to inject

@@ -7,7 +7,7 @@ Docs: https://neuroseg.github.io/neuroseg/reports/study_run.html.md"""
 # %% auto #0
 __all__ = ['HELD', 'KEPT', 'StudyRun']
 
-# %% ../../nbs/reports/05_study_run.ipynb #2123274e
+# %% ../../nbs/reports/05_study_run.ipynb #3c6222a1
 import contextlib, re, shutil, tempfile
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..cohorts.tables import write_rows
 from .study_notebook import figure_name
 from .stored_run import compute_summary, store_figure, table
 
-# %% ../../nbs/reports/05_study_run.ipynb #7134eaf6
+# %% ../../nbs/reports/05_study_run.ipynb #de9cf27d
 class StudyRun:
     "The results of a study while it runs: a folder that fills, and the record of what made it."
     def __init__(self,
@@ -47,7 +47,7 @@ class StudyRun:
         return f'StudyRun({self.study!r}, {self.profile!r}): ' + ', '.join(sorted(p.name
                                                                                   for p in self.folder.iterdir()))
 
-# %% ../../nbs/reports/05_study_run.ipynb #96c9c37e
+# %% ../../nbs/reports/05_study_run.ipynb #e804d0ab
 # In the folder of a private run until it is complete: the cohort's folder, and which pictures may stay
 HELD = '.private.json'
 
@@ -88,7 +88,7 @@ def _keep_picture(self:StudyRun, file):
     shown = read_json(held)['pictures'] if held.is_file() else []
     write_json(held, dict(folder=self.about.folder, pictures=shown + ([sha256_file(file)] if file else [])))
 
-# %% ../../nbs/reports/05_study_run.ipynb #1b7f3a9e
+# %% ../../nbs/reports/05_study_run.ipynb #140b7975
 @patch
 def table(self:StudyRun,
     name:str, # Without `.csv`
@@ -120,7 +120,7 @@ def panel(self:StudyRun,
     self._shown = [r for r in self._shown if r['panel']!=name] + [dict(panel=name, label=label)]
     for folder in {self.folder, self.inner}: write_rows(folder/'panels.csv', self._shown)
 
-# %% ../../nbs/reports/05_study_run.ipynb #0ef0f051
+# %% ../../nbs/reports/05_study_run.ipynb #42cb151c
 # Files of a training that a run keeps: all but the weights and what is computed from these
 KEPT = ('config.json', 'plan.json', 'predict.json', 'best.json', 'history.csv', 'patients.csv', 'record.json',
         'run.json')
