@@ -10,7 +10,7 @@ __all__ = ['BYTE_MAX', 'SMALLEST_ROW', 'ROUNDING', 'OPSET', 'CARD_FORMAT', 'CARD
 
 # %% ../../nbs/learn/08_export.ipynb #c003
 import copy, dataclasses, warnings
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -173,7 +173,7 @@ def model_card(
     prep = cfg if isinstance(cfg, Prep) else cfg.prep
     commit,dirty = git_commit(package_dir())
     return jsonable(CARD_DEFAULTS | card | dict(
-        format=CARD_FORMAT, name=name, created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        format=CARD_FORMAT, name=name, created=datetime.now(UTC).isoformat(timespec='seconds'),
         input=dict(sequences=SEQUENCES, n_channels=prep.n_channels, prep=dataclasses.asdict(prep)),
         recipe=None if cfg is prep else dataclasses.asdict(cfg), commit=commit, dirty=dirty, hardware=hardware(),
         versions=versions('neuroseg','torch','timm','onnx','onnxscript')))

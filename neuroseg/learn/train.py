@@ -111,7 +111,7 @@ def read_history(
 class Checkpoint(Callback):
     "After each epoch: a row of history.csv, a checkpoint, the best weights, and early stopping."
     order = 60
-    def __init__(self, folder:Path, cfg:TrainConfig, start:int=0, meta:dict=None, data:list=None):
+    def __init__(self, folder:Path, cfg:TrainConfig, start:int=0, meta:dict|None=None, data:list|None=None):
         self.folder,self.cfg,self.start,self.data = Path(folder),cfg,start,data
         meta = meta or {}
         self.history,self.best,self.smooth = meta.get('history',[]), meta.get('best'), meta.get('smooth')

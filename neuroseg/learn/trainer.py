@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 import fastai.callback.progress # adds a progress bar and `Learner.no_bar`
-import fastai.callback.schedule # adds `Learner.fit_one_cycle` and `lr_find`
+import fastai.callback.schedule # noqa: F401 adds `Learner.fit_one_cycle` and `lr_find`
 import numpy as np
 from fastai.basics import Callback, DataLoaders, Learner, Metric, OptimWrapper
 from fastai.callback.training import BnFreeze
@@ -37,7 +37,7 @@ from .recipe import LOSSES, OPTIMIZERS, TrainConfig
 # %% ../../nbs/learn/06_trainer.ipynb #c010
 class SliceLoader(DataLoader):
     "fastai's DataLoader over a `SliceSet`: whole batches from memory, draws fixed by seed and epoch."
-    def __init__(self, s:SliceSet, cfg:TrainConfig, train:bool, bs:int=None):
+    def __init__(self, s:SliceSet, cfg:TrainConfig, train:bool, bs:int|None=None):
         n = (cfg.slices_per_epoch or len(s)) if train else len(s)
         if cfg.sampling=='all': n = min(n, len(s)) # no slice twice
         bs = bs or cfg.bs
@@ -271,7 +271,7 @@ def make_learner(
     train_set:SliceSet, # Slices for training
     valid_set:SliceSet, # Slices for validation after each epoch
     *,
-    valid_bs:int=None, # Batch of validation; default: `cfg.valid_bs`
+    valid_bs:int|None=None, # Batch of validation; default: `cfg.valid_bs`
     start:Path|None=None, # `.safetensors` of the same network with the initial weights; None: as `cfg` says
 )->Learner:
     "A fastai Learner for `cfg`; every random draw in its construction comes from `cfg.seed`."

@@ -153,7 +153,7 @@ def segment(self:Segmenter,
 # %% ../../nbs/segmentation/06_result.ipynb #c041
 _loaded = {} # The model of the last call of `segment`
 
-def segment( # noqa: F811 - the method of a `Segmenter` has the same name
+def segment(
     source, # A file, a folder of slices, NIfTI files, a DICOM folder, or a `Scan`
     *,
     model=None, # Name of a shipped model or path of a card; by default as in `load_card`
