@@ -12,7 +12,7 @@ from neuroseg.core import DataError, read_json, sha256_file
 from neuroseg.reports import execution, stored_run, study_notebook
 from neuroseg.scans.phantom import write_phantom_lgg
 
-STUDIES = [f.stem for f in study_run.studies(ROOT).values()]
+STUDIES = [f.stem for f in study_notebook.studies(ROOT).values()]
 
 
 @pytest.fixture(scope='module')
