@@ -24,7 +24,7 @@ def sentence(
     e:BaseException, # What was raised
 )->str: # One line
     "An error as the user reads it."
-    if isinstance(e, MemoryError): return 'there is too little memory; give a smaller scan, or close other programs'
+    if isinstance(e, MemoryError): return 'there is not enough memory; give a smaller scan, or close other programs'
     if not isinstance(e, OSError): return ' '.join(str(e).split())
     reason = os.strerror(e.errno).lower() if e.errno else ' '.join(str(e).split())
     return f'`{Path(os.fsdecode(e.filename)).name}`: {reason}' if isinstance(e.filename, (str, bytes)) else reason
@@ -138,11 +138,13 @@ def _sequence_list(text):
     return names
 
 # %% ../nbs/01_cli.ipynb #c032
-def _count(text):
-    "A whole number of at least 1."
+def _count(text, low=1, high=2**31-1):
+    "A whole number from `low` to `high`."
     v = int(text)
-    if v<1: raise argparse.ArgumentTypeError(f'{text} must be 1 or more')
+    if not low<=v<=high: raise argparse.ArgumentTypeError(f'{text} must lie between {low} and {high}')
     return v
+
+def _seed(text): return _count(text, low=0)
 
 MODEL = arg('--model', metavar='CARD', help='card (.json) of your own model, or the name of a shipped one')
 THREADS = arg('--threads', type=_count, metavar='N', help='processor threads (default: one per core)')
@@ -194,7 +196,7 @@ def predict(args):
 @command('phantom',
     arg('dest', metavar='DEST', help='folder to write to'),
     arg('--patients', type=_count, metavar='N', help='number of patients (default: 12; nifti writes one)'),
-    arg('--seed', type=int, default=0, metavar='S', help='another seed gives other patients (default: 0)'),
+    arg('--seed', type=_seed, default=0, metavar='S', help='another seed gives other patients (default: 0)'),
     arg('--layout', choices=('lgg','hospital','nifti'), default='lgg', help='layout of the folder (default: lgg)'),
     arg('--size-px', type=int, metavar='PX', help='pixels of a side'),
     arg('--slices', type=int, metavar='N', help='slices of a patient'),
@@ -203,8 +205,7 @@ neuroseg phantom one --layout nifti --seed 7''')
 def phantom(args):
     "write a synthetic cohort, the same for the same seed"
     from neuroseg.scans import phantom
-    if args.patients and args.layout=='nifti':
-        raise ConfigError('the layout nifti writes one patient; leave --patients out')
+    if args.patients and args.layout=='nifti': raise ConfigError('nifti writes one patient; leave --patients out')
     options = dict(seed=args.seed, n_patients=args.patients, size_px=args.size_px, n_slices=args.slices)
     write = getattr(phantom, f'write_phantom_{args.layout}')
     folder = write(args.dest, **{k: v for k,v in options.items() if v is not None})
@@ -242,9 +243,7 @@ def data_fetch(args):
     return 0 if report.ok else 1
 
 # %% ../nbs/01_cli.ipynb #c058
-def _fold(text):
-    "The number of a fold, or 'all'; argparse words the message."
-    return text if text=='all' else int(text)
+def _fold(text): return text if text=='all' else int(text) # argparse words the message
 
 def _next_step(card):
     "How the new model is used."
@@ -265,7 +264,8 @@ def _train_folds(args, same):
 @command('train', COHORT, RUN,
     arg('--fold', type=_fold, default=0, metavar='K',
         help="fold that is kept out of training and then scored; 'all': each fold in turn (default: 0)"),
-    arg('--judged-by', metavar='RUN', help="train on all patients, with recipe and score of a run of '--fold all'"),
+    arg('--judged-by', dest='scores', metavar='RUN',
+        help="train on every patient instead, with the recipe and the score of a run of '--fold all'"),
     arg('--config', metavar='FILE', help='recipe as JSON, settings as in `neuroseg.learn.recipe.TrainConfig`'),
     arg('--set', nargs='+', default=[], metavar='KEY=VALUE', help='settings: epochs=20 prep.size_px=160 augment=null'),
     arg('--workers', type=_count, default=1, metavar='N', help='folds trained at the same time (default: 1)'),
@@ -281,12 +281,12 @@ def train(args):
     from neuroseg.learn.cross_validation import fit_everyone
     from neuroseg.cohorts.privacy import policy_of, scrubber
     same = dict(layout=args.layout, private=args.private, name=args.name)
-    if args.judged_by and (args.set or args.config):
+    if args.scores and (args.set or args.config):
         raise ConfigError('--judged-by has a recipe of its own; leave out --set and --config')
-    scores = args.judged_by
-    card = fit_everyone(args.cohort, args.out, scores=scores, **same) if scores else _train_folds(args, same)
+    if args.scores: card = fit_everyone(args.cohort, args.out, scores=args.scores, **same)
+    else: card = _train_folds(args, same)
     then = f'a model of all patients: neuroseg train {args.cohort} -o RUN --judged-by {args.out}'
-    if args.fold!='all' or args.judged_by: then = _next_step(card)
+    if args.fold!='all' or args.scores: then = _next_step(card)
     print(scrubber(policy_of(args.cohort, args.layout, private=args.private))(then))
 
 # %% ../nbs/01_cli.ipynb #c064
@@ -391,7 +391,8 @@ def privacy_check(args):
     "search notebooks, reports, pictures and tables for facts that reveal a patient; exit code 1 if there are any"
     from neuroseg.cohorts.phi_scan import check
     found = check(args.paths, cohort=args.cohort)
-    print(*found, f'{len(found)} finding(s)' if found else 'nothing found', sep='\n')
+    total = f'{len(found)} finding(s) in {len({f.file for f in found})} file(s)'
+    print(*found, total if found else 'nothing found', sep='\n')
     return 1 if found else 0
 
 # %% ../nbs/01_cli.ipynb #c091

@@ -282,7 +282,7 @@ def read_json(
     "Read a JSON file."
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError as e: raise InputError(f'`{Path(path).name}` cannot be read ({_reason(e)})') from e
-    except ValueError as e: raise InputError(f'`{Path(path).name}` is not valid JSON ({e})') from e
+    except (ValueError, RecursionError) as e: raise InputError(f'`{Path(path).name}` is not valid JSON ({e})') from e
 
 # %% ../nbs/00_core.ipynb #c083
 def git_commit(
