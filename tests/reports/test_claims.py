@@ -1,5 +1,5 @@
 "The ledger agrees with the stored runs; one changed digit, in the ledger or in a table, is noticed."
-import re, shutil, subprocess, sys
+import shutil, subprocess, sys
 
 import pytest
 from conftest import ROOT, tracked_files

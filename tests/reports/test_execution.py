@@ -2,7 +2,6 @@
 import json, os, re, shutil, signal, subprocess, sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 for library in ('papermill', 'nbconvert', 'matplotlib', 'yaml'): pytest.importorskip(library)
@@ -63,8 +62,8 @@ def repo(tmp_path_factory):
 @pytest.fixture
 def spare(tmp_path):
     "A place for a study that goes wrong, with results of an earlier run."
-    def make(*cells, profiles={'smoke': {}}):
-        write_study(tmp_path, '11_die', cells, profiles)
+    def make(*cells, profiles=None):
+        write_study(tmp_path, '11_die', cells, profiles or {'smoke': {}})
         former = tmp_path/'reports/11_die/smoke'
         former.mkdir(exist_ok=True)
         (former/'summary.json').write_text('{"former": true}')
@@ -290,7 +289,7 @@ def test_a_result_that_moved_is_named(tmp_path, monkeypatch):
     for found, moved in ((dict(dice=.83, n=88, minutes=9.), None), (dict(dice=.83, n=88, minutes=9.), None),
                          (dict(dice=.80, n=88, minutes=9.), 'dice 0.83 -> 0.8'),
                          (dict(dice=.80, n=87, minutes=9.), 'n 88 -> 87')):
-        monkeypatch.setattr(reproduce, 'run_study', lambda name, profile, **kw: write_json(file, found))
+        monkeypatch.setattr(reproduce, 'run_study', lambda name, profile, *, found=found, **kw: write_json(file, found))
         if moved is None: reproduce.reproduce(profile='cpu', root=tmp_path, progress=False, compare=True)
         else:
             with pytest.raises(RunError, match=f'1 number.*3_c {moved}'):

@@ -158,11 +158,11 @@ def test_another_process_draws_the_same_bytes(tmp_path, root, kind):
 
 
 def test_drawing_leaves_the_readers_settings_alone(patients):
-    import matplotlib
-    before = dict(matplotlib.rcParams)
+    import matplotlib as mpl
+    before = dict(mpl.rcParams)
     plots.dice_strip(patients)
     with pytest.raises(InputError): plots.dice_strip([])
-    assert dict(matplotlib.rcParams) == before
+    assert dict(mpl.rcParams) == before
     assert 'matplotlib.pyplot' not in sys.modules or not sys.modules['matplotlib.pyplot'].get_fignums()
 
 

@@ -1,0 +1,172 @@
+"Numbers and answers of each study on a few invented rows, worked by hand."
+from types import SimpleNamespace
+
+import pytest
+
+for library in ('pandas', 'matplotlib'): pytest.importorskip(library)
+from conftest import ROOT
+from neuroseg.cohorts.tables import write_rows
+from neuroseg.core import jsonable
+from neuroseg.reports.study_notebook import find_study, study_cells
+
+
+@pytest.fixture
+def computed(tmp_path):
+    "Numbers, headline and answer of a study on given tables."
+    def compute(study, **tables):
+        for name, rows in tables.items(): write_rows(tmp_path/f'{name}.csv', jsonable(rows))
+        cells = study_cells(find_study(study, ROOT))
+        n = cells.numbers(tmp_path)
+        return SimpleNamespace(n=n, headline=cells.headline(n), answer=cells.answer(n))
+    return compute
+
+
+def close(*values): return pytest.approx(values, abs=1e-9)
+
+
+def test_exploration(computed):
+    "Two patients, one with a lesion of ten times the size and no post-contrast image."
+    base = dict(institution='PH', n_slices=2, n_tumour=1, n_components=1, width_px=96, height_px=96, flair_median=60)
+    patients = [base | dict(patient=p, fold=k, lesion_px=px, missing=missing)
+                for k, (p, px, missing) in enumerate((('A', 100, ''), ('B', 1000, 'post')))]
+    slices = [dict(patient=p, area_px=a) for p, a in (('A', 0), ('A', 100), ('B', 1000), ('B', 0))]
+    near = [dict(seed=s, predictor='neighbours, half is tumour', unit=unit, dice=.8+.1*s)
+            for s in (0, 1) for unit in ('slice', 'all pixels')]
+    integrity = [dict(count='faults', found=0), dict(count='sealed patients set aside', found=0)]
+    found = computed('20', patients=patients, slices=slices, neighbours=near, integrity=integrity)
+    assert (found.n['patients'], found.n['tumour_share'], found.n['missing']) == (2, .5, dict(pre=0, post=1))
+    assert 'has 10 times the pixels of the smallest' in found.answer and 'from 1 institution;' in found.answer
+    assert 'score 0.850 where slices are averaged' in found.answer
+
+
+def test_thesis(computed):
+    "Two batches, one perfect and one empty; a patient without tumour in either mask is left out."
+    networks = ('fast', 'thesis', 'blind: neighbouring masks')
+    found = computed('21',
+        batches=[dict(network=w, batch=i, slices=32, soft_dice=d) for w in networks for i, d in enumerate((1., 0.))],
+        patients=[dict(network=w, patient=p, dice=d) for w in networks for p, d in (('A', .9), ('B', .7), ('C', None))],
+        history=[dict(network=w, epoch=e, slices_per_epoch=64, valid_loss=v, thesis_dice=1-v, train_s=30)
+                 for w in networks[:2] for e, v in enumerate((.5, .6))],
+        split=[dict(train_slices=64, test_slices=64, test_patients=3, shared_patients=3)],
+        facts=[dict(fact='parameters', value=31_042_369)])
+    fast = found.n['fast']
+    assert (fast['thesis_protocol']['dice'], fast['by_patient']['n'], fast['best_epoch']) == (.5, 2, 1)
+    assert "mean Dice is 0.800 (n = 2)" in found.answer and 'saw only 2.00 of one epoch' in found.answer
+
+
+def test_protocol_audit(computed):
+    "Scores rise by 0.01 from way to way, so lowest, highest and spread are known."
+    splits, networks = ('slices at random', 'patients apart'), ('fast', 'other')
+    ways = [dict(checkpoint=c, grid=g, unit=u, empty=e) for c in ('best on the test set', 'last epoch')
+            for g in ('128 px, soft', 'original') for u in ('batch of 32', 'slice', 'all pixels')
+            for e in ('counts 1', 'counts 0')]
+    scores = [dict(predictor='network', network=m, split=s, dice=.5+.01*i-.1*(m=='other')) | w
+              for m in networks for s in splits for i, w in enumerate(ways)]
+    scores += [dict(predictor=p, network='none', split=s, dice=.6) | w | dict(checkpoint='none')
+               for s in splits for p in ('nothing', 'neighbouring masks') for w in ways[:12]]
+    found = computed('22', scores=scores,
+        splits=[dict(split=s, shared_patients=k, test_patients=5) for s, k in zip(splits, (5, 0))],
+        patients=[dict(network=m, split=s, patient=p, dice=d-.1*(m=='other'))
+                  for m in networks for s in splits for p, d in (('A', .8), ('B', .64))],
+        choices=[dict(network=m, factor='unit', level='batch of 32', is_thesis=1, split=s, dice=d)
+                 for m in networks for s, d in zip(splits, (.8, .7))])
+    one, other = (found.n['networks'][m]['patients apart'] for m in networks)
+    assert (one['usual'], one['spread'], one['honest']['mean'], other['honest']['mean']) == close(.7, .23, .72, .62)
+    assert found.n['networks']['fast']['slices at random']['lowest']['unit'] == 'batch of 32'
+    assert 'over 23 Dice points' in found.answer
+
+
+def test_learner(computed):
+    "Three patients in two folds, each a little worse without the other sequences, one of them missed."
+    cases = ((0, 'A', .9), (1, 'B', .8), (1, 'C', .4))
+    base = dict(precision=.9, true_px=900, pred_px=800)
+    patients = [base | dict(input=kind, fold=k, patient=p, dice=d-.05*(kind=='FLAIR only'), recall=d-.1,
+                            confidence=.95 if d > .5 else .6, quoted_ten=int(p=='A'), institution='XY'[k])
+                for kind in ('all sequences', 'FLAIR only') for k, p, d in cases]
+    found = computed('23', patients=patients,
+        one_network=[dict(fold=k, patient=p, dice=d-.02) for k, p, d in cases],
+        folds=[dict(fold=0, searched=1, patients=1), dict(fold=1, searched=0, patients=2)],
+        history=[dict(fold=k, epoch=0, train_s=60) for k in (0, 1)])
+    n = found.n
+    numbers = (-n['flair_only']['gain'], n['worst'][0]['dice'], n['train_minutes'],
+               n['untouched']['scores']['dice']['mean'], n['quoted_ten']['mean'], n['one_network']['untouched']['mean'])
+    assert numbers == close(.05, .4, 2., .6, .9, .58)
+    assert (n['errors']['missed'], sum(n['errors'].values()), n['worst'][0]['error']) == (1, 1, 'missed')
+    assert (n['institutions']['Y']['n'], n['institutions']['Y']['mean_ci95']) == (2, None)
+    assert n['confidence']['warned'] == {'below 0.7': dict(n=1, warned=1), 'others': dict(n=2, warned=0)}
+    assert 'our interval of the mean contains the first' in found.answer
+
+
+def test_ablations(computed):
+    "One change lowers the score, one does not tell; with FLAIR alone one raises it; two seeds disagree."
+    def difference(kind, arm, factor, gain, minutes=0.):
+        return dict(input=kind, arm=arm, factor=factor, n=2, seeds=1, dice=.8+gain, gain=gain, gain_lo=gain-.01,
+                    gain_hi=gain+.01, minutes=minutes)
+    arms = (('pooled', 'loss'), ('no_flips', 'prediction'))
+    seeds = (('base', 0, .8, 0.), ('base', 1, .81, 0.), ('no_flips', 0, .79, -.01), ('no_flips', 1, .82, .01),
+             ('pooled', 0, .77, -.03))
+    found = computed('24', arms=[dict(arm=a, factor=f) for a, f in arms], minutes=[dict(arm='base', minutes=5.)],
+        base=[dict(patient='A', dice=.9), dict(patient='B', dice=.7)],
+        differences=[difference('all sequences', 'pooled', 'loss', -.03, 6.),
+                     difference('all sequences', 'no_flips', 'prediction', .005),
+                     difference('FLAIR only', 'pooled', 'loss', .02),
+                     difference('FLAIR only', 'no_flips', 'prediction', 0.)],
+        seeds=[dict(input='all sequences', arm=a, seed=s, dice=d, gain=g) for a, s, d, g in seeds])
+    n = found.n
+    assert (n['base']['mean'], n['differences']['pooled']['gain'], n['minutes']) == close(.8, -.03, 11.)
+    assert '1 lower the score and 0 raise it' in found.headline
+    assert (n['seeds']['recipes'], n['seeds']['arms'], n['seeds']['agree']) == (2, 1, 0)
+    assert 'With FLAIR alone as input 0 changes lower the score and 1 raise it.' in found.answer
+    assert 'for 0 of the 1 changes trained with two seeds both agree' in found.answer
+
+
+def test_fine_tuning(computed):
+    "Three patients, better after fine-tuning; the split gives a tenth."
+    arms = {'shipped model': .7, 'fine-tuned, one left out': .8, 'fine-tuned': .79, 'fine-tuned, settings chosen': .79,
+            'from ImageNet': .6, 'from scratch': .5}
+    ways = {'before': .84, 'fine-tuned': .8, 'rehearsal': .83}
+    found = computed('25',
+        patients=[dict(arm=a, patient=p, dice=d) for a, d in arms.items() for p in 'ABC'],
+        thesis_protocol=[dict(split='slices at random', dice=.85), dict(split='slices at random, no image', dice=.8),
+                         dict(split='patients apart, the same slices', dice=.75)],
+        curve=[dict(n_patients=k, draw=0, dice=.7+.01*k) for k in (0, 1, 2)],
+        forgetting=[dict(cohort=c, arm=a, patient='A', dice=d) for c in ('first', 'new') for a, d in ways.items()],
+        shift=[dict(change='as it is', dice=.7), dict(change='smoothed', dice=.71)],
+        volumes=[dict(arm=a, patient='A', dice=.7, hd95_mm=5., targ_ml=100., pred_ml=p)
+                 for a, p in (('as it is', 70.), ('fine-tuned', 90.))],
+        chosen=[dict(group=k, candidate='all') for k in range(3)], candidates=[dict(candidate='all', dice=.8)],
+        membership=[dict(auc=.6, n=10, lower=7, share_lo=.35, share_hi=.93)])
+    assert (found.n['split_gives'], found.n['lost']['rehearsal']) == close(.1, .01)
+    assert found.headline.startswith('Ten patients of another collection: mean Dice 0.700 as it is, 0.800 after')
+    assert 'With 1 patient in the training set the mean is 0.710.' in found.answer
+    assert 'For 7 of 10 patients the model' in found.answer
+
+
+def test_deployment(computed):
+    variants = (('float32', 0., 60.), ('float32, without the mirrored view', -.004, 80.), ('int8', -.02, 120.))
+    found = computed('28',
+        cold=[dict(run=i, seconds=s, peak_mb=200., slices=24) for i, s in enumerate((1.2, 1.4, 1.3))],
+        parts=[dict(part='import', seconds=.3), dict(part='network', seconds=.7)],
+        warm=[dict(setting='as shipped', slices_per_s=60., side_px=256),
+              dict(setting='one thread', slices_per_s=35., side_px=256)],
+        variants=[dict(variant=v, mb=7., slices_per_s=pace, dice=.8, gain=g, gain_lo=g-.01, gain_hi=g+.01, n=18)
+                  for v, g, pace in variants])
+    assert (found.n['cold_s']['median'], found.n['peak_mb']) == (1.3, 200.)
+    assert 'The longest part is `network` with 0.70 s.' in found.answer
+    assert 'the pace is 2.0 times that of float32' in found.answer and 'changes by -0.0200' in found.answer
+
+
+def test_speed_run(computed):
+    paces = {'thesis, float32': 1., 'plain U-Net': 2., 'fast, old gradients': 20., 'fast': 40.}
+    found = computed('29',
+        pace=[dict(label=k, slices_per_s=v, hours_of_thesis_schedule=25/v) for k, v in paces.items()],
+        thesis_protocol=[dict(seed=s, dice=.85+s/100, minutes=3.) for s in (0, 1)],
+        changes=[dict(change=c, dice=d, minutes=m, same_schedule=1)
+                 for c, d, m in (('the record', .85, 3.), ('grey', .8, 4.))],
+        unseen=[dict(seed=s, minutes=20.) for s in (0, 1)],
+        patients=[dict(seed=s, input='all sequences', patient=p, dice=.8) for s in (0, 1) for p in 'ABC'])
+    n = found.n
+    assert (n['faster_than_thesis_network'], n['faster_than_plain_unet'], n['faster_by_gradients']) == (40., 20., 2.)
+    assert n['again'] == dict(n=1, min_minutes=4., max_minutes=4.)
+    assert found.headline.startswith("Raw slices to Dice 0.8500 by the thesis' protocol in 3.0 minutes, to a mean of "
+                                     "0.800")
