@@ -154,6 +154,7 @@ def test_a_recipe_stands_on_the_card():
     assert config_from(card['recipe']) == cfg
 
 
+@pytest.mark.slow
 def test_the_fast_network(tmp_path):
     "The network that is shipped: TensorFlow's padding, five scales, clipped activations."
     torch.manual_seed(0)
