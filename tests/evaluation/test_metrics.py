@@ -7,10 +7,10 @@ import pytest
 from scipy import ndimage
 
 from neuroseg import core
-from neuroseg.core import ConfigError, InputError, MissingExtraError, ShapeError, read_json, write_json
+from neuroseg.core import ConfigError, InputError, ShapeError, read_json, write_json
 from neuroseg.evaluation.metrics import (Confusion, confusion, dice, hd95_mm, iou, pooled, precision, recall,
                                          score_case, score_slices, surface_dice, volume_error_ml, volume_error_rel)
-from neuroseg.evaluation.statistics import Summary, bootstrap_ci, paired_ci, summarise
+from neuroseg.evaluation.statistics import bootstrap_ci, paired_ci, summarise
 from neuroseg.evaluation.protocols import batch_soft_dice, keras_evaluate, thesis_batches, thesis_dice
 
 nan, inf = math.nan, math.inf

@@ -44,11 +44,12 @@ AVERAGE = {}
 BEST = dict(ema=None, keep='best', patience=3, schedule='flat', optimizer='adam', loss='thesis', augment=None,
             sampling='all', wd=0., lr=1e-3)
 KILL_AT = 15 # The third step but one of the third epoch
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*jobs, root=Path(__file__).resolve().parents[2]):
+def run(*jobs):
     "Train in a process of its own, one thread, as deterministic as a laptop can be; jobs are (folder, settings, step)."
-    env = {**os.environ, 'OMP_NUM_THREADS':'1', 'PYTHONPATH':str(root)}
+    env = {**os.environ, 'OMP_NUM_THREADS':'1', 'PYTHONPATH':str(ROOT)}
     jobs = json.dumps([(str(folder), settings, at) for folder,settings,at in jobs])
     return subprocess.run([sys.executable, '-c', SCRIPT, jobs], env=env, capture_output=True, text=True, timeout=300)
 
