@@ -9,7 +9,7 @@ from PIL import Image
 
 from neuroseg.cohorts.cases import FAULT_KINDS, find_cases, find_layout, load_case, pair_masks, patient_id
 from neuroseg.cohorts.integrity import LGG_COUNTS, SEALED, case_table, read_clinical, verify
-from neuroseg.core import DataError, InputError, ShapeError
+from neuroseg.core import DataError, InputError
 
 SIDE = 16
 
@@ -35,7 +35,8 @@ def write_lgg(root, patients=('TCGA_PH_0001', 'TCGA_PH_0002'), n=11, missing=(),
 def lgg(tmp_path): return write_lgg(tmp_path/'kaggle_3m')
 
 
-def slice_file(root, k, mask=False, patient='TCGA_PH_0001'): return root/f'{patient}_20000101'/f"{patient}_20000101_{k}{'_mask'*mask}.tif"
+def slice_file(root, k, mask=False, patient='TCGA_PH_0001'):
+    return root/f'{patient}_20000101'/f"{patient}_20000101_{k}{'_mask'*mask}.tif"
 
 
 def kinds(root): return Counter(f.kind for f in verify(root).faults)
@@ -43,7 +44,9 @@ def kinds(root): return Counter(f.kind for f in verify(root).faults)
 
 def test_sound_cohort(lgg):
     report = verify(lgg)
-    assert report.ok and report.faults == [] and report.counts == dict(patients=2, slices=22, tumour_slices=6, institution_PH=2, missing_pre=0, missing_post=0)
+    assert report.ok and report.faults == []
+    assert (report.counts
+            == dict(patients=2, slices=22, tumour_slices=6, institution_PH=2, missing_pre=0, missing_post=0))
     assert [c.slice_numbers for c in find_cases(lgg)] == [tuple(range(1, 12))]*2
     assert find_cases(lgg)[0].lesion_px == 4*(3+4+5)
 
@@ -52,7 +55,9 @@ def damage(root, what):
     f = slice_file(root, 4); m = slice_file(root, 4, mask=True)
     match what:
         case 'missing mask': m.unlink()
-        case 'mask without image': f.unlink(); Image.fromarray(np.ones((SIDE, SIDE), np.uint8)).save(f.with_name('x_mask.tif')); m.unlink()
+        case 'mask without image':
+            f.unlink(); m.unlink()
+            Image.fromarray(np.ones((SIDE, SIDE), np.uint8)).save(f.with_name('x_mask.tif'))
         case 'unreadable': f.write_bytes(f.read_bytes()[:300])
         case 'unreadable mask': m.write_bytes(b'II*\0')
         case 'empty file': f.write_bytes(b'')
@@ -60,16 +65,21 @@ def damage(root, what):
         case 'mask of another size': Image.open(m).resize((8, 16), 0).save(m)
         case 'non-binary mask': Image.fromarray(np.arange(SIDE*SIDE, dtype=np.uint8).reshape(SIDE, SIDE)).save(m)
         case 'duplicate slice': shutil.copy(slice_file(root, 5), f)
-        case 'number twice': shutil.copy(slice_file(root, 1, mask=True), slice_file(root, '04', mask=True)); Image.fromarray(np.full((SIDE, SIDE, 3), 7, np.uint8)).save(slice_file(root, '04'))
+        case 'number twice':
+            shutil.copy(slice_file(root, 1, mask=True), slice_file(root, '04', mask=True))
+            Image.fromarray(np.full((SIDE, SIDE, 3), 7, np.uint8)).save(slice_file(root, '04'))
         case 'gap in numbering': f.unlink(); m.unlink()
         case 'stray file': (f.parent/'notes.txt').write_text('x')
         case 'stray folder': (f.parent/'old').mkdir()
 
 
 @pytest.mark.parametrize('what,found', [
-    ('missing mask', {'missing mask': 1}), ('mask without image', {'mask without image': 1, 'gap in numbering': 1}), ('unreadable', {'unreadable': 1}), ('unreadable mask', {'unreadable': 1}),
-    ('empty file', {'unreadable': 1}), ('wrong size', {'wrong size': 1}), ('mask of another size', {'wrong size': 1}), ('non-binary mask', {'non-binary mask': 1}),
-    ('duplicate slice', {'duplicate slice': 1}), ('number twice', {'duplicate slice': 1}), ('gap in numbering', {'gap in numbering': 1}),
+    ('missing mask', {'missing mask': 1}), ('mask without image', {'mask without image': 1, 'gap in numbering': 1}),
+    ('unreadable', {'unreadable': 1}), ('unreadable mask', {'unreadable': 1}),
+    ('empty file', {'unreadable': 1}), ('wrong size', {'wrong size': 1}), ('mask of another size', {'wrong size': 1}),
+    ('non-binary mask', {'non-binary mask': 1}),
+    ('duplicate slice', {'duplicate slice': 1}), ('number twice', {'duplicate slice': 1}),
+    ('gap in numbering', {'gap in numbering': 1}),
     ('stray file', {'stray file': 1}), ('stray folder', {'stray file': 1})])
 def test_each_fault_is_found_and_named(lgg, what, found):
     before = verify(lgg)
@@ -83,7 +93,8 @@ def test_each_fault_is_found_and_named(lgg, what, found):
     assert report.counts['patients'] == 2 and (report.hash != before.hash or 'stray' in what or 'mask without' in what)
 
 
-@pytest.mark.parametrize('what', ['missing mask', 'unreadable', 'empty file', 'wrong size', 'mask of another size', 'non-binary mask'])
+@pytest.mark.parametrize('what', ['missing mask', 'unreadable', 'empty file', 'wrong size', 'mask of another size',
+                                  'non-binary mask'])
 def test_a_faulty_case_is_refused_not_trimmed(lgg, what):
     damage(lgg, what)
     first, second = find_cases(lgg)
@@ -95,7 +106,9 @@ def test_faults_of_many_files_are_all_named(lgg):
     for k in (2, 3, 9): slice_file(lgg, k, mask=True).unlink()
     slice_file(lgg, 7, patient='TCGA_PH_0002').write_bytes(b'x')
     assert kinds(lgg) == {'missing mask': 3, 'unreadable': 1}
-    with pytest.raises(DataError, match='`TCGA_PH_0001_20000101_2.tif` and 2 more of `TCGA_PH_0001_20000101` has no mask'): load_case(find_cases(lgg)[0])
+    with pytest.raises(DataError,
+                       match='`TCGA_PH_0001_20000101_2.tif` and 2 more of `TCGA_PH_0001_20000101` has no mask'):
+        load_case(find_cases(lgg)[0])
 
 
 def test_black_slices_may_be_equal(lgg):
@@ -114,8 +127,10 @@ def test_copies_of_flair_are_missing(tmp_path, missing):
     root = write_lgg(tmp_path/'kaggle_3m', missing=missing)
     case = find_cases(root)[0]
     scan, _ = load_case(case)
-    assert case.missing == missing and scan.sequences == case.sequences == tuple(s for s in ('pre', 'flair', 'post') if s not in missing)
-    assert (verify(root).counts['missing_pre'], verify(root).counts['missing_post']) == (2*('pre' in missing), 2*('post' in missing))
+    assert case.missing == missing
+    assert scan.sequences == case.sequences == tuple(s for s in ('pre', 'flair', 'post') if s not in missing)
+    assert (verify(root).counts['missing_pre'], verify(root).counts['missing_post']) == (2*('pre' in missing),
+        2*('post' in missing))
 
 
 def test_one_differing_pixel_is_an_acquisition(tmp_path):
@@ -142,7 +157,8 @@ def test_hash_is_of_pixels_and_numbers(tmp_path):
     a, b = write_lgg(tmp_path/'a'/'kaggle_3m'), write_lgg(tmp_path/'b'/'kaggle_3m')
     for f in b.glob('*/*.tif'): Image.open(f).save(f, compression='tiff_deflate')
     assert verify(a).hash == verify(b).hash
-    mask = np.array(Image.open(slice_file(b, 3, mask=True))); mask[0, 0] = 255; Image.fromarray(mask).save(slice_file(b, 3, mask=True))
+    mask = np.array(Image.open(slice_file(b, 3, mask=True))); mask[0, 0] = 255
+    Image.fromarray(mask).save(slice_file(b, 3, mask=True))
     assert verify(a).hash != verify(b).hash
 
 
@@ -164,7 +180,8 @@ def fake_report_inputs(root, here):
 def test_subset_without_the_sealed_is_said(tmp_path):
     report = verify(fake_report_inputs(tmp_path/'kaggle_3m', ['TCGA_CS_4941', 'TCGA_DU_5849']))
     assert '2 of 24: the 22 sealed patients are absent' in report.notes
-    assert list(report.expected) == ['published, not sealed', 'published'] and 'patients' in report.wrong and not report.ok
+    assert list(report.expected) == ['published, not sealed', 'published'] and 'patients' in report.wrong
+    assert not report.ok
     assert 'published, not sealed: 88   published: 110' in str(report)
 
 
@@ -184,8 +201,10 @@ def write_hospital(root, n=3, ending='.png'):
     for p in (1, 2, 10):
         for sub in ('images', 'masks'): (root/f'patient{p}'/sub).mkdir(parents=True)
         for k in range(n):
-            Image.fromarray(rng.integers(0, 255, (SIDE, SIDE), dtype=np.uint8)).save(root/f'patient{p}'/'images'/f'slice_{60+3*k}{ending}')
-            Image.fromarray(np.eye(SIDE, dtype=np.uint8)*255).save(root/f'patient{p}'/'masks'/f'slice_{60+3*k}_mask.png')
+            Image.fromarray(rng.integers(0, 255, (SIDE, SIDE), dtype=np.uint8)).save(root/f'patient{p}'/'images'/
+                f'slice_{60+3*k}{ending}')
+            Image.fromarray(np.eye(SIDE, dtype=np.uint8)*255).save(root/f'patient{p}'/'masks'/
+                                                                   f'slice_{60+3*k}_mask.png')
     return root
 
 
@@ -195,7 +214,8 @@ def test_hospital(tmp_path):
     report = verify(root)
     assert report.ok and report.layout == 'hospital' and report.counts['slices'] == 9 and report.expected == {}
     assert find_cases(root/'patient2')[0].patient == 'patient2'
-    (root/'patient1'/'masks'/'slice_63_mask.png').unlink(); (root/'patient2'/'images'/'slice_66.png').rename(root/'patient2'/'images'/'slice_72.png')
+    (root/'patient1'/'masks'/'slice_63_mask.png').unlink()
+    (root/'patient2'/'images'/'slice_66.png').rename(root/'patient2'/'images'/'slice_72.png')
     assert kinds(root) == {'missing mask': 2, 'mask without image': 1, 'gap in numbering': 1}
 
 
@@ -210,18 +230,22 @@ def test_masks_named_like_their_images(tmp_path):
     for sub in ('images', 'masks'):
         (tmp_path/sub).mkdir()
         for k in (1, 2): Image.new('L', (4, 4)).save(tmp_path/sub/f's{k}.png')
-    assert [m.parent.name+m.name for m in pair_masks(tmp_path/'images', tmp_path/'masks')[1]] == ['maskss1.png', 'maskss2.png']
+    assert ([m.parent.name+m.name for m in pair_masks(tmp_path/'images', tmp_path/'masks')[1]]
+            == ['maskss1.png', 'maskss2.png'])
 
 
 # ---- NIfTI
 
-def write_nifti(path, v, affine=None): path.parent.mkdir(parents=True, exist_ok=True); nib.Nifti1Image(v, np.diag([1, 1, 2, 1.]) if affine is None else affine).to_filename(path)
+def write_nifti(path, v, affine=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.Nifti1Image(v, np.diag([1, 1, 2, 1.]) if affine is None else affine).to_filename(path)
 
 
 def write_brats(root, names=('B_001', 'B_002')):
     rng = np.random.default_rng(2)
     for n in names:
-        for s in ('t1', 't1ce', 't2', 'flair'): write_nifti(root/n/f'{n}_{s}.nii.gz', rng.integers(0, 99, (6, 5, 4)).astype(np.int16))
+        for s in ('t1', 't1ce', 't2', 'flair'):
+            write_nifti(root/n/f'{n}_{s}.nii.gz', rng.integers(0, 99, (6, 5, 4)).astype(np.int16))
         write_nifti(root/n/f'{n}_seg.nii.gz', np.resize(np.array([0, 1, 2, 4], np.uint8), (6, 5, 4)))
     return root
 
@@ -232,17 +256,24 @@ def test_brats_layout(tmp_path):
     assert find_layout(root) == 'nifti' and [c.case for c in cases] == ['B_001', 'B_002']
     assert [f.name for f in cases[0].images] == ['B_001_t1.nii.gz', 'B_001_flair.nii.gz', 'B_001_t1ce.nii.gz']
     scan, mask = load_case(cases[0])
-    assert scan.sequences == ('pre', 'flair', 'post') and mask.shape == scan.shape == (4, 5, 6) and cases[0].n_slices == 4
-    assert verify(root).ok and verify(root).notes == ['2 NIfTI file(s) are of no sequence used here and not read: B_001_t2.nii.gz, B_002_t2.nii.gz']
+    assert scan.sequences == ('pre', 'flair', 'post') and mask.shape == scan.shape == (4, 5, 6)
+    assert cases[0].n_slices == 4
+    assert verify(root).ok
+    assert (verify(root).notes
+            == ['2 NIfTI file(s) are of no sequence used here and not read: B_001_t2.nii.gz, B_002_t2.nii.gz'])
 
 
 def test_flat_nifti_folder(tmp_path):
     for p in (1, 2, 10):
-        write_nifti(tmp_path/f'patient{p}_flair.nii.gz', np.ones((6, 5, 4), np.int16)*p); write_nifti(tmp_path/f'patient{p}_mask.nii.gz', np.ones((6, 5, 4), np.uint8))
+        write_nifti(tmp_path/f'patient{p}_flair.nii.gz', np.ones((6, 5, 4), np.int16)*p)
+        write_nifti(tmp_path/f'patient{p}_mask.nii.gz', np.ones((6, 5, 4), np.uint8))
     assert [c.patient for c in find_cases(tmp_path)] == ['patient1', 'patient2', 'patient10'] and verify(tmp_path).ok
 
 
-@pytest.mark.parametrize('what,kind', [('shape', 'wrong size'), ('affine', 'wrong size'), ('soft', 'non-binary mask'), ('text', 'unreadable'), ('none', 'missing mask'), ('two', 'stray file'), ('image', 'unreadable')])
+@pytest.mark.parametrize('what,kind',
+                         [('shape', 'wrong size'), ('affine', 'wrong size'), ('soft', 'non-binary mask'),
+                          ('text', 'unreadable'), ('none', 'missing mask'), ('two', 'stray file'),
+                          ('image', 'unreadable')])
 def test_nifti_faults(tmp_path, what, kind):
     root = write_brats(tmp_path/'brats', ['B_001'])
     (root/'B_001'/'B_001_t2.nii.gz').unlink()
@@ -268,7 +299,9 @@ def test_no_layout(tmp_path):
     with pytest.raises(DataError, match='expected one of lgg, hospital, nifti'): find_cases(tmp_path, 'brats')
 
 
-@pytest.mark.parametrize('name,patient', [('TCGA_CS_4941_19960909', 'TCGA_CS_4941'), ('TCGA_CS_4941_19960909_1.tif', 'TCGA_CS_4941'), ('TCGA_DU_A5TT', 'TCGA_DU_A5TT'), ('patient1', 'patient1'), ('', '')])
+@pytest.mark.parametrize('name,patient',
+                         [('TCGA_CS_4941_19960909', 'TCGA_CS_4941'), ('TCGA_CS_4941_19960909_1.tif', 'TCGA_CS_4941'),
+                          ('TCGA_DU_A5TT', 'TCGA_DU_A5TT'), ('patient1', 'patient1'), ('', '')])
 def test_patient_id(name, patient): assert patient_id(name) == patient
 
 
@@ -279,7 +312,10 @@ def test_case_table_and_bar(lgg, capsys):
     assert [r['lesion_px'] for r in rows] == [48, 48]
 
 
-@pytest.mark.parametrize('content,words', [(b'', 'no column `Patient`'), (b'\xff\xfe\x00', 'it is not text'), (b'a,b\n1,2', 'no column `Patient`'), (b'Patient,a\nX,1\nY\n', '1 fields in line 3 but 2 columns')])
+@pytest.mark.parametrize('content,words',
+                         [(b'', 'no column `Patient`'), (b'\xff\xfe\x00', 'it is not text'),
+                          (b'a,b\n1,2', 'no column `Patient`'),
+                          (b'Patient,a\nX,1\nY\n', '1 fields in line 3 but 2 columns')])
 def test_bad_clinical_tables(tmp_path, content, words):
     (tmp_path/'data.csv').write_bytes(content)
     with pytest.raises(InputError, match=words): read_clinical(tmp_path/'data.csv')

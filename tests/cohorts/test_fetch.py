@@ -11,7 +11,7 @@ pytest.importorskip('kagglesdk')
 
 from neuroseg.cohorts import fetch
 from neuroseg.core import DataError, MissingExtraError, OutputError
-from neuroseg.cohorts.fetch import CHUNK_BYTES, archive_url, at_hand, credentials, download, fetch_lgg, unpack, wanted
+from neuroseg.cohorts.fetch import CHUNK_BYTES, archive_url, at_hand, credentials, fetch_lgg, unpack, wanted
 
 RNG = np.random.default_rng(0)
 
@@ -20,7 +20,8 @@ def cohort_zip(tops=('kaggle_3m', 'lgg-mri-segmentation/kaggle_3m'), extra=(), n
     "Two patients of noise, everything twice, as Kaggle packs it."
     def tif(a):
         out = io.BytesIO(); Image.fromarray(a).save(out, 'TIFF'); return out.getvalue()
-    files = {'data.csv': b'Patient,age\n' + b''.join(b'TCGA_PH_%04d,5\n' % i for i in range(1, n+1)), 'README.md': b'hello'}
+    files = {'data.csv': b'Patient,age\n' + b''.join(b'TCGA_PH_%04d,5\n' % i for i in range(1, n+1)),
+             'README.md': b'hello'}
     for i in range(1, n+1):
         for k in range(1, 5):
             name = f'TCGA_PH_{i:04}_20000101/TCGA_PH_{i:04}_20000101_{k}'
@@ -35,10 +36,14 @@ def cohort_zip(tops=('kaggle_3m', 'lgg-mri-segmentation/kaggle_3m'), extra=(), n
 
 
 class Kaggle(ThreadingHTTPServer):
-    "Redirects to a store which knows ranges. `cuts`: bytes after which the next answers break off; `status`: refuse; `log`: what was asked."
+    """Redirects to a store which knows ranges.
+
+    `cuts`: bytes after which the next answers break off; `status`: refuse; `log`: requests so far.
+    """
     daemon_threads = True
     def __init__(self, archive):
-        self.archive, self.tag, self.cuts, self.status, self.ranges, self.length, self.html, self.log = archive, '"v1"', [], None, True, True, False, []
+        self.archive, self.tag, self.cuts, self.status = archive, '"v1"', [], None
+        self.ranges, self.length, self.html, self.log = True, True, False, []
         super().__init__(('127.0.0.1', 0), Handler)
         self.url = f'http://127.0.0.1:{self.server_port}'
 
@@ -50,7 +55,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.startswith('/api/v1/datasets/download/mateuszbuda/lgg-mri-segmentation'):
             s.log.append(('api', self.headers.get('Authorization')))
             if s.status: return self.send_error(s.status)
-            self.send_response(302); self.send_header('Location', f'http://localhost:{s.server_port}/store'); self.send_header('Content-Length', '0')
+            self.send_response(302); self.send_header('Location', f'http://localhost:{s.server_port}/store')
+            self.send_header('Content-Length', '0')
             return self.end_headers()
         asked = self.headers.get('Range')
         start = int(asked[6:-1]) if asked and s.ranges and self.headers.get('If-Range') in (s.tag, None) else 0
@@ -74,7 +80,8 @@ def archive(): return cohort_zip()
 def kaggle(archive, tmp_path, monkeypatch):
     for k in list(os.environ):
         if k.startswith('KAGGLE_'): monkeypatch.delenv(k)
-    monkeypatch.setenv('HOME', str(tmp_path/'home')); monkeypatch.setenv('USERPROFILE', str(tmp_path/'home')); monkeypatch.setenv('no_proxy', '127.0.0.1,localhost')
+    monkeypatch.setenv('HOME', str(tmp_path/'home')); monkeypatch.setenv('USERPROFILE', str(tmp_path/'home'))
+    monkeypatch.setenv('no_proxy', '127.0.0.1,localhost')
     server = Kaggle(archive)
     thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True); thread.start()
     yield server
@@ -128,15 +135,20 @@ def test_more_at_hand_than_there_is(kaggle, tmp_path):
     "The part is longer than the file on the server: 416, then all of it."
     (tmp_path/'lgg').mkdir()
     part = tmp_path/'lgg'/'lgg-mri-segmentation.zip.part'
-    part.write_bytes(bytes(len(kaggle.archive)+10)); part.with_name(part.name+'.json').write_text(json.dumps(dict(tag='"v1"')))
+    part.write_bytes(bytes(len(kaggle.archive)+10))
+    part.with_name(part.name+'.json').write_text(json.dumps(dict(tag='"v1"')))
     assert get(kaggle, tmp_path/'lgg').ok
 
 
-@pytest.mark.parametrize('status,words', [(401, 'wants to know who asks'), (403, 'wants to know who asks'), (404, 'no longer has the data set'), (429, 'wait an hour'), (500, 'answered with an error (500)')])
+@pytest.mark.parametrize('status,words',
+                         [(401, 'asks for credentials'), (403, 'asks for credentials'),
+                          (404, 'no longer has the data set'), (429, 'wait an hour'),
+                          (500, 'answered with an error (500)')])
 def test_refused(kaggle, tmp_path, status, words):
     kaggle.status = status
     with pytest.raises(DataError) as e: get(kaggle, tmp_path/'lgg')
-    assert words in str(e.value) and 'https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation' in str(e.value) and '\n' not in str(e.value)
+    assert words in str(e.value) and 'https://www.kaggle.com/datasets/mateuszbuda/lgg-mri-segmentation' in str(e.value)
+    assert '\n' not in str(e.value)
     assert list((tmp_path/'lgg').iterdir()) == [] and len(kaggle.log) == 1
 
 
@@ -154,8 +166,10 @@ def test_credentials_go_to_kaggle_and_no_further(kaggle, tmp_path, monkeypatch):
 
 
 def test_offline(kaggle, tmp_path):
-    with pytest.raises(DataError, match='cannot be reached or keeps breaking off: check your network'): fetch_lgg(tmp_path/'lgg', base_url='http://127.0.0.1:9', wait_s=0)
-    with pytest.raises(DataError, match='cannot be asked for'): fetch_lgg(tmp_path/'lgg', base_url='ftp:/nowhere', wait_s=0)
+    with pytest.raises(DataError, match='cannot be reached or keeps breaking off: check your network'):
+        fetch_lgg(tmp_path/'lgg', base_url='http://127.0.0.1:9', wait_s=0)
+    with pytest.raises(DataError, match='cannot be requested'):
+        fetch_lgg(tmp_path/'lgg', base_url='ftp:/nowhere', wait_s=0)
 
 
 def test_a_login_page_is_no_archive(kaggle, tmp_path):
@@ -174,7 +188,9 @@ def test_larger_than_expected(kaggle, tmp_path, length):
 @pytest.mark.parametrize('where', ['download', 'unpack'])
 def test_no_room(kaggle, tmp_path, monkeypatch, where):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(fetch.shutil, 'disk_usage', lambda p: usage._replace(free=1000 if where == 'download' or p != tmp_path/'lgg' or (p/'lgg-mri-segmentation.zip').exists() else 10**9))
+    monkeypatch.setattr(fetch.shutil, 'disk_usage',
+                        lambda p: usage._replace(free=1000 if where == 'download' or p != tmp_path/'lgg'
+                                                 or (p/'lgg-mri-segmentation.zip').exists() else 10**9))
     with pytest.raises(OutputError, match='has room for 0 MB'): get(kaggle, tmp_path/'lgg')
     assert [p.name for p in (tmp_path/'lgg').iterdir()] == ([] if where == 'download' else ['lgg-mri-segmentation.zip'])
     monkeypatch.undo()
@@ -183,7 +199,8 @@ def test_no_room(kaggle, tmp_path, monkeypatch, where):
 def test_disk_full_while_downloading(kaggle, tmp_path, monkeypatch):
     class Full(io.FileIO):
         def write(self, data): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(fetch, 'open', lambda p, mode, **k: Full(p, mode.replace('b', '')) if str(p).endswith('.part') else open(p, mode, **k), raising=False)
+    monkeypatch.setattr(fetch, 'open', lambda p, mode, **k: Full(p, mode.replace('b', '')) if str(p).endswith('.part')
+                        else open(p, mode, **k), raising=False)
     with pytest.raises(OutputError, match='No space left on device'): get(kaggle, tmp_path/'lgg')
 
 
@@ -211,8 +228,10 @@ def link(name, target):
     return info, target
 
 
-@pytest.mark.parametrize('extra', [('../evil.tif', b'x'), ('/evil.tif', b'x'), ('kaggle_3m/../../evil.tif', b'x'), ('C:/evil.tif', b'x'), ('kaggle_3m\\..\\..\\evil.tif', b'x'),
-                                   link('kaggle_3m/TCGA_PH_0001_20000101/evil.tif', '/etc/passwd'), link('kaggle_3m/TCGA_PH_0003_20000101', '/etc')])
+@pytest.mark.parametrize('extra', [('../evil.tif', b'x'), ('/evil.tif', b'x'), ('kaggle_3m/../../evil.tif', b'x'),
+                                   ('C:/evil.tif', b'x'), ('kaggle_3m\\..\\..\\evil.tif', b'x'),
+                                   link('kaggle_3m/TCGA_PH_0001_20000101/evil.tif', '/etc/passwd'),
+                                   link('kaggle_3m/TCGA_PH_0003_20000101', '/etc')])
 def test_zip_slip(kaggle, tmp_path, extra):
     kaggle.archive = cohort_zip(extra=[extra])
     with pytest.raises(DataError, match='not safe to unpack'): get(kaggle, tmp_path/'deep'/'er'/'lgg')
@@ -221,16 +240,20 @@ def test_zip_slip(kaggle, tmp_path, extra):
 
 def test_zip_bombs(kaggle, tmp_path):
     out = io.BytesIO()
-    with zipfile.ZipFile(out, 'w', zipfile.ZIP_DEFLATED) as z: z.writestr('kaggle_3m/TCGA_PH_0001_20000101/a.tif', bytes(30_000_000))
+    with zipfile.ZipFile(out, 'w', zipfile.ZIP_DEFLATED) as z:
+        z.writestr('kaggle_3m/TCGA_PH_0001_20000101/a.tif', bytes(30_000_000))
     (tmp_path/'bomb.zip').write_bytes(out.getvalue())
     assert len(out.getvalue()) < 50_000
-    with pytest.raises(DataError, match='would unpack to 1 files of 30 MB'): unpack(tmp_path/'bomb.zip', tmp_path/'out', max_bytes=10**7)
+    with pytest.raises(DataError, match='would unpack to 1 files of 30 MB'):
+        unpack(tmp_path/'bomb.zip', tmp_path/'out', max_bytes=10**7)
     lying = bytearray(out.getvalue())
-    for at in (22, lying.rindex(b'PK\1\2')+24): lying[at:at+4] = struct.pack('<I', 1000) # both headers promise 1000 bytes
+    # both headers promise 1000 bytes
+    for at in (22, lying.rindex(b'PK\1\2')+24): lying[at:at+4] = struct.pack('<I', 1000)
     (tmp_path/'lying.zip').write_bytes(lying)
     with pytest.raises(DataError): unpack(tmp_path/'lying.zip', tmp_path/'out', max_bytes=10**7)
     assert not (tmp_path/'out').exists()
-    with pytest.raises(DataError, match='50,000 files'): wanted([zipfile.ZipInfo(f'kaggle_3m/{i}') for i in range(50_000)])
+    with pytest.raises(DataError, match='50,000 files'):
+        wanted([zipfile.ZipInfo(f'kaggle_3m/{i}') for i in range(50_000)])
 
 
 def test_encrypted(tmp_path):
@@ -245,8 +268,12 @@ def test_encrypted(tmp_path):
 def test_other_archives_and_other_files(tmp_path):
     (tmp_path/'a.zip').write_bytes(cohort_zip(tops=('holiday',), n=0))
     with pytest.raises(DataError, match='holds no patient'): unpack(tmp_path/'a.zip', tmp_path/'out')
-    (tmp_path/'b.zip').write_bytes(cohort_zip(tops=('kaggle_3m',), extra=[('kaggle_3m/setup.py', b'x'), ('kaggle_3m/TCGA_PH_0001_20000101/run.exe', b'x')]))
-    assert unpack(tmp_path/'b.zip', tmp_path/'out') == 18 and not list((tmp_path/'out').rglob('*.exe')) + list((tmp_path/'out').rglob('*.py'))
+    (tmp_path/
+     'b.zip').write_bytes(cohort_zip(tops=('kaggle_3m',),
+                                     extra=[('kaggle_3m/setup.py', b'x'),
+                                            ('kaggle_3m/TCGA_PH_0001_20000101/run.exe', b'x')]))
+    assert unpack(tmp_path/'b.zip', tmp_path/'out') == 18
+    assert not list((tmp_path/'out').rglob('*.exe')) + list((tmp_path/'out').rglob('*.py'))
 
 
 def test_archive_from_a_browser_is_used(kaggle, tmp_path):

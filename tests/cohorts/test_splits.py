@@ -15,7 +15,8 @@ from neuroseg.cohorts.splits import (FOLDS, LESION_PX, case_folds, check_leakage
 
 
 def case(name, px=0, institution='PH', n=2):
-    c = Case(patient_id(name), name, 'lgg', Path(name), tuple(Path(f'{name}_{i}.tif') for i in range(1, n+1)), (None,)*n, tuple(range(1, n+1)), institution)
+    c = Case(patient_id(name), name, 'lgg', Path(name), tuple(Path(f'{name}_{i}.tif') for i in range(1, n+1)),
+             (None,)*n, tuple(range(1, n+1)), institution)
     c.facts = type('Facts', (), dict(tumour_px=(px,)))
     return c
 
@@ -63,9 +64,11 @@ def test_stratified_folds_in_general(n, n_folds, seed):
 
 
 def test_stratified_folds_refuse():
-    with pytest.raises(ConfigError, match='p0 is listed twice'): stratified_folds(['p0', 'p0', 'p1'], 'AAA', [1, 2, 3], 2)
+    with pytest.raises(ConfigError, match='p0 is listed twice'):
+        stratified_folds(['p0', 'p0', 'p1'], 'AAA', [1, 2, 3], 2)
     for n_folds in (0, 1, 4):
-        with pytest.raises(ConfigError, match=f'{n_folds} folds of 3 patients'): stratified_folds(['p0', 'p1', 'p2'], 'AAA', [1, 2, 3], n_folds)
+        with pytest.raises(ConfigError, match=f'{n_folds} folds of 3 patients'):
+            stratified_folds(['p0', 'p1', 'p2'], 'AAA', [1, 2, 3], n_folds)
     with pytest.raises(ValueError): stratified_folds(['p0', 'p1'], 'A', [1, 2], 2)
 
 
@@ -101,7 +104,8 @@ def test_unknown_patients_get_folds_of_their_own():
 def test_two_scans_of_a_patient_stay_together():
     twice = [case(f'TCGA_PH_{i:04}_{y}0101', px=i) for i in range(6) for y in (2000, 2001)]
     train, test = fold_split(twice, 0, n_folds=3)
-    assert Counter(c.patient for c in test).most_common()[-1][1] == 2 and not {c.patient for c in train} & {c.patient for c in test}
+    assert Counter(c.patient for c in test).most_common()[-1][1] == 2
+    assert not {c.patient for c in train} & {c.patient for c in test}
 
 
 @pytest.mark.parametrize('fold', [-1, 5, '0', None])
