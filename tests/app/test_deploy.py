@@ -1,6 +1,5 @@
-"What the page on deployment promises: the Dockerfile copies what is there, and the nginx example asks for a login and lets the page through."
+"The page on deployment: the Dockerfile copies files that exist, nginx asks for a login and serves the page."
 import base64, json, os, re, shlex, shutil, socket, subprocess, time
-from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -24,7 +23,8 @@ def test_the_container_starts_the_application_as_nobody_special(root):
     text = (root/'Dockerfile').read_text()
     command = json.loads(re.search(r'^CMD (.+)$', text, re.M)[1])
     from neuroseg.cli import main
-    assert command[:2] == ['neuroseg', 'app'] and main([*command[1:], '--model', 'absent.json']) == 2 # understood up to the model
+    # understood up to the model
+    assert command[:2] == ['neuroseg', 'app'] and main([*command[1:], '--model', 'absent.json']) == 2
     assert re.search(r'^USER (?!root)', text, re.M)
 
 
@@ -41,21 +41,30 @@ def free_port():
 def proxied(root, tmp_path):
     "The example of the docs, in front of the application, on this machine."
     nginx = shutil.which('nginx') or shutil.which('nginx', path='/usr/sbin')
-    if not nginx or not shutil.which('openssl'): pytest.skip('no nginx and openssl here: apt install nginx-light openssl')
-    subprocess.run(shlex.split(f'openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout {tmp_path}/k.pem -out {tmp_path}/c.pem'), check=True, capture_output=True)
-    secret = subprocess.run(['openssl', 'passwd', '-apr1', 'secret'], check=True, capture_output=True, text=True).stdout.strip()
+    if not nginx or not shutil.which('openssl'):
+        pytest.skip('no nginx and openssl here: apt install nginx-light openssl')
+    options = f'-newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout {tmp_path}/k.pem -out {tmp_path}/c.pem'
+    subprocess.run(['openssl', 'req', '-x509', *shlex.split(options)], check=True, capture_output=True)
+    secret = subprocess.run(['openssl', 'passwd', '-apr1', 'secret'], check=True, capture_output=True,
+                            text=True).stdout.strip()
     (tmp_path/'users').write_text(f'anna:{secret}\n')
     with serving(write_model(tmp_path/'m', bright())) as (port, _, _):
         mine = free_port()
         example = nginx_example(root)
-        for a, b in (('listen 443', f'listen 127.0.0.1:{mine}'), ('neuroseg.example.org', 'localhost'), ('/etc/ssl/certs/neuroseg.pem', f'{tmp_path}/c.pem'),
-                     ('/etc/ssl/private/neuroseg.key', f'{tmp_path}/k.pem'), ('/etc/nginx/neuroseg.users', f'{tmp_path}/users'), ('127.0.0.1:8501', f'127.0.0.1:{port}')):
+        for a, b in (('listen 443', f'listen 127.0.0.1:{mine}'), ('neuroseg.example.org', 'localhost'),
+                     ('/etc/ssl/certs/neuroseg.pem', f'{tmp_path}/c.pem'),
+                     ('/etc/ssl/private/neuroseg.key', f'{tmp_path}/k.pem'),
+                     ('/etc/nginx/neuroseg.users', f'{tmp_path}/users'), ('127.0.0.1:8501', f'127.0.0.1:{port}')):
             assert example.count(a) == 1
             example = example.replace(a, b)
         temp = ''.join(f'{n}_temp_path {tmp_path}/{n}; ' for n in ('client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'))
-        (tmp_path/'nginx.conf').write_text(f'{"user root; " if os.geteuid() == 0 else ""}daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log; worker_processes 1; events {{}}\nhttp {{ {temp} access_log {tmp_path}/access.log;\n{example} }}')
+        user = 'user root; ' if os.geteuid() == 0 else ''
+        server = f'daemon off; pid {tmp_path}/pid; error_log {tmp_path}/error.log; worker_processes 1; events {{}}'
+        http = f'http {{ {temp} access_log {tmp_path}/access.log;\n{example} }}'
+        (tmp_path/'nginx.conf').write_text(f'{user}{server}\n{http}')
         tmp_path.chmod(0o755)
-        job = subprocess.Popen([nginx, '-p', str(tmp_path), '-c', str(tmp_path/'nginx.conf')], stderr=subprocess.PIPE, text=True)
+        job = subprocess.Popen([nginx, '-p', str(tmp_path), '-c', str(tmp_path/'nginx.conf')], stderr=subprocess.PIPE,
+                               text=True)
         deadline = time.time()+60
         while time.time() < deadline and job.poll() is None:
             try: socket.create_connection(('127.0.0.1', mine), timeout=1).close(); break
@@ -77,7 +86,8 @@ LOGIN = 'Basic ' + base64.b64encode(b'anna:secret').decode()
 
 def test_the_nginx_example_asks_for_a_login(proxied):
     port, folder = proxied
-    assert ask(port).status == 401 and ask(port, Authorization='Basic ' + base64.b64encode(b'anna:wrong').decode()).status == 401
+    assert ask(port).status == 401
+    assert ask(port, Authorization='Basic ' + base64.b64encode(b'anna:wrong').decode()).status == 401
     page = ask(port, Authorization=LOGIN)
     assert page.status == 200 and b'<div id="root">' in page.read()
     assert ask(port, '/_stcore/health', Authorization=LOGIN).read() == b'ok'
@@ -89,7 +99,9 @@ def test_the_websocket_passes_the_proxy_and_other_pages_do_not(proxied):
     from tornado.websocket import websocket_connect
     port, folder = proxied
     async def connect(origin, **headers):
-        ws = await websocket_connect(HTTPRequest(f'wss://localhost:{port}/_stcore/stream', headers={'Origin': origin, **headers}, validate_cert=False), subprotocols=['streamlit'])
+        request = HTTPRequest(f'wss://localhost:{port}/_stcore/stream', headers={'Origin': origin, **headers},
+                              validate_cert=False)
+        ws = await websocket_connect(request, subprotocols=['streamlit'])
         ws.close()
         return True
     assert asyncio.run(connect(f'https://localhost:{port}', Authorization=LOGIN))

@@ -1,7 +1,8 @@
 """The application in a real browser, and many visitors at once.
 
-Playwright drives Debian's Chromium; it downloads no browser of its own. Where there is none, and the tests run as root on Debian, Chromium is installed;
-elsewhere these tests are skipped and say so. NEUROSEG_SHOTS names a folder for screenshots to look at.
+Playwright drives Debian's Chromium; it downloads no browser of its own. Where there is none, and the tests run as root
+on Debian, Chromium is installed; elsewhere these tests are skipped and say so. NEUROSEG_SHOTS names a folder for
+screenshots.
 """
 import asyncio, io, json, os, re, shutil, socket, subprocess, sys, time, zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +19,13 @@ from PIL import Image
 from test_app import series, write_video
 from bright_model import bright, head, write_model, write_nifti
 
-from neuroseg.cli import app_command
+from neuroseg.app.serving import app_command
 from neuroseg.segmentation.card import load_card
 from neuroseg.segmentation.result import Segmenter
 from neuroseg.scans.nifti import read_mask
 from neuroseg.scans.phantom import sample_path
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 WAIT_S = 240
 VISITORS = 20
 
@@ -40,7 +41,9 @@ def find_browser():
     return found
 
 
-def memory_mb(pid): return int(re.search(r'VmRSS:\s+(\d+)', Path(f'/proc/{pid}/status').read_text())[1])/1024 if sys.platform == 'linux' else float('nan')
+def memory_mb(pid):
+    return int(re.search(r'VmRSS:\s+(\d+)',
+                         Path(f'/proc/{pid}/status').read_text())[1])/1024 if sys.platform == 'linux' else float('nan')
 
 
 @contextmanager
@@ -50,8 +53,10 @@ def serving(card, *, folder=None):
     code = 'import sys; from neuroseg.cli import main; sys.exit(main())'
     log = (folder or Path(card).parent)/f'server_{port}.log'
     with open(log, 'w') as out:
-        job = subprocess.Popen([sys.executable, '-c', code, 'app', '--port', str(port), '--model', str(card)], cwd=Path(__file__).parent.parent,
-                               env={**os.environ, 'BROWSER': 'true', 'STREAMLIT_SERVER_HEADLESS': 'true'}, stdout=out, stderr=subprocess.STDOUT)
+        job = subprocess.Popen([sys.executable, '-c', code, 'app', '--port', str(port), '--model', str(card)],
+                               cwd=Path(__file__).parents[2],
+                               env={**os.environ, 'BROWSER': 'true', 'STREAMLIT_SERVER_HEADLESS': 'true'}, stdout=out,
+                               stderr=subprocess.STDOUT)
     try:
         deadline = time.time()+WAIT_S
         while time.time() < deadline and job.poll() is None:
@@ -89,11 +94,14 @@ def visit(chromium, server):
     "Open the page; which hosts it asks and what goes wrong in it is watched."
     contexts = []
     def _visit(query='', **options):
-        context = chromium.new_context(**{'viewport': dict(width=1440, height=1100), 'accept_downloads': True, 'locale': 'en-GB', **options})
+        context = chromium.new_context(**{'viewport': dict(width=1440, height=1100), 'accept_downloads': True,
+                                          'locale': 'en-GB', **options})
         contexts.append(context)
         page = context.new_page()
         page.hosts, page.faults = set(), []
-        page.on('request', lambda r: page.hosts.add(re.match(r'\w+:(?://)?([^:/]*)', r.url)[1] if not r.url.startswith(('data:', 'blob:')) else 'localhost'))
+        page.on('request',
+                lambda r: page.hosts.add(re.match(r'\w+:(?://)?([^:/]*)', r.url)[1]
+                                         if not r.url.startswith(('data:', 'blob:')) else 'localhost'))
         page.on('pageerror', lambda e: page.faults.append(str(e)))
         page.set_default_timeout(WAIT_S*1000)
         page.goto(server[0] + query)
@@ -106,28 +114,35 @@ def visit(chromium, server):
 def settle(page):
     "Wait until Streamlit has nothing more to do."
     page.wait_for_timeout(150)
-    page.wait_for_function("""() => document.querySelector('[data-testid="stApp"]')?.dataset.testScriptState === 'notRunning'
+    page.wait_for_function("""() =>
+        document.querySelector('[data-testid="stApp"]')?.dataset.testScriptState === 'notRunning'
         && !document.querySelector('[data-testid="stSkeleton"], [data-stale="true"]')""")
     page.wait_for_timeout(150)
 
 
 def give(page, files, n=0):
     "Files into the n-th uploader of the page, and wait."
-    page.locator('[data-testid="stMain"] [data-testid="stFileUploader"] input[type=file]').nth(n).set_input_files([dict(name=k, mimeType='application/octet-stream', buffer=v) for k, v in files.items()])
+    uploaders = page.locator('[data-testid="stMain"] [data-testid="stFileUploader"] input[type=file]')
+    kind = 'application/octet-stream'
+    uploaders.nth(n).set_input_files([dict(name=k, mimeType=kind, buffer=v) for k, v in files.items()])
     page.wait_for_timeout(300)
     settle(page)
 
 
-def numbers(page): return {m.locator('label').inner_text().strip(): m.locator('[data-testid="stMetricValue"]').inner_text().strip() for m in page.locator('[data-testid="stMetric"]').all()}
+def numbers(page):
+    return {m.locator('label').inner_text().strip(): m.locator('[data-testid="stMetricValue"]').inner_text().strip()
+            for m in page.locator('[data-testid="stMetric"]').all()}
 
 
-def thumb(page, label): return page.locator(f'[data-testid="stSlider"] [role=group][aria-label="{label}"] input[type=range]').first
+def thumb(page, label):
+    return page.locator(f'[data-testid="stSlider"] [role=group][aria-label="{label}"] input[type=range]').first
 
 
 def shoot(page, name):
     if not os.environ.get('NEUROSEG_SHOTS'): return
     size = page.viewport_size
-    page.set_viewport_size(size | dict(height=max(size['height'], 1500 if size['width'] > 600 else 3000))) # Streamlit scrolls inside the page
+    # Streamlit scrolls inside the page
+    page.set_viewport_size(size | dict(height=max(size['height'], 1500 if size['width'] > 600 else 3000)))
     page.wait_for_timeout(500)
     page.screenshot(path=Path(os.environ['NEUROSEG_SHOTS'])/f'{name}.png')
     page.set_viewport_size(size)
@@ -141,7 +156,8 @@ def download(page, label):
 def axe(page):
     "What axe-core finds wrong, of weight: rule and elements."
     from axe_playwright_python.sync_playwright import Axe
-    return [(v['id'], v['impact'], [n['html'][:160] for n in v['nodes'][:3]]) for v in Axe().run(page).response['violations'] if v['impact'] in ('serious', 'critical')]
+    return [(v['id'], v['impact'], [n['html'][:160] for n in v['nodes'][:3]])
+            for v in Axe().run(page).response['violations'] if v['impact'] in ('serious', 'critical')]
 
 
 @pytest.fixture(scope='module')
@@ -156,22 +172,25 @@ def test_from_the_landing_page_to_the_mask_and_away_with_it(visit, volume, card,
     assert axe(page) == []
     give(page, {volume.name: volume.read_bytes()})
     seg = Segmenter(card).segment(volume)
-    assert numbers(page) == {'Lesion, mL': f'{seg.volume_ml:.1f}', 'Confidence': f'{seg.confidence:.2f}', 'Slices': f"{seg.stats['n_slices']} / 12", 'Components': str(seg.stats['n_components'])}
+    assert numbers(page) == {'Lesion, mL': f'{seg.volume_ml:.1f}', 'Confidence': f'{seg.confidence:.2f}',
+                             'Slices': f"{seg.stats['n_slices']} / 12", 'Components': str(seg.stats['n_components'])}
     shoot(page, 'result')
     assert axe(page) == []
     # the keyboard moves slice and threshold
     slice_ = thumb(page, 'Slice')
     before, picture = int(slice_.input_value()), page.locator('[data-testid="stImage"] img').last.get_attribute('src')
     slice_.focus(); page.keyboard.press('ArrowRight'); settle(page)
-    assert int(thumb(page, 'Slice').input_value()) == before+1 and page.locator('[data-testid="stImage"] img').last.get_attribute('src') != picture
+    assert int(thumb(page, 'Slice').input_value()) == before+1
+    assert page.locator('[data-testid="stImage"] img').last.get_attribute('src') != picture
     thumb(page, 'Threshold').focus()
     for _ in range(20): page.keyboard.press('ArrowRight')
     settle(page); page.wait_for_timeout(800); settle(page)
     chosen = float(thumb(page, 'Threshold').input_value())
-    assert chosen > .5 and numbers(page)['Lesion, mL'] == f'{seg.at(round(chosen, 2)).volume_ml:.1f}'
+    assert chosen > .5 and numbers(page)['Lesion, mL'] == f'{seg.with_threshold(round(chosen, 2)).volume_ml:.1f}'
     mask = seg.with_threshold(round(chosen, 2)).mask
     # every file opens and says the same
-    with zipfile.ZipFile(io.BytesIO(download(page, 'Mask, preview, report'))) as z: assert z.namelist() == ['mask.nii.gz', 'preview.png', 'report.json']
+    with zipfile.ZipFile(io.BytesIO(download(page, 'Mask, preview, report'))) as z:
+        assert z.namelist() == ['mask.nii.gz', 'preview.png', 'report.json']
     pdf = pypdfium2.PdfDocument(download(page, 'Report (PDF)'))
     assert numbers(page)['Lesion, mL']+' mL' in pdf[0].get_textpage().get_text_range()
     pdf.close()
@@ -208,13 +227,16 @@ def test_every_kind_of_input(visit, tmp_path):
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, 'w') as z:
         for n, d in series().items(): z.writestr(f'study/{n}', d)
-    kinds = [({f'slice_{k}.{e}': picture(kind, k) for k in (6, 7)}, 2) for e, kind in (('png', 'PNG'), ('jpg', 'JPEG'), ('tif', 'TIFF'))]
+    kinds = [({f'slice_{k}.{e}': picture(kind, k) for k in (6, 7)}, 2) for e,
+             kind in (('png', 'PNG'), ('jpg', 'JPEG'), ('tif', 'TIFF'))]
     kinds += [({f'f.{e}': d}, 12) for e, d in film.items()] + [(series(), 6), ({'s.zip': packed.getvalue()}, 6)]
     kinds += [({p.name: p.read_bytes() for p in sample_path().glob('*_[fp]*.nii.gz')}, 24)]
     for files, n in kinds:
-        page.reload(); page.locator('[data-testid="stMain"] [data-testid="stFileUploader"]').first.wait_for(); settle(page)
+        page.reload(); page.locator('[data-testid="stMain"] [data-testid="stFileUploader"]').first.wait_for()
+        settle(page)
         give(page, files)
-        assert numbers(page).get('Slices', '').endswith(f' / {n}'), (list(files)[0], page.inner_text('[data-testid="stMain"]'))
+        page.locator('[data-testid="stMetric"]').first.wait_for()
+        assert numbers(page).get('Slices', '').endswith(f' / {n}'), list(files)[0]
     assert page.faults == []
 
 
@@ -222,7 +244,8 @@ def test_wrong_files_in_a_browser(visit):
     page = visit()
     for name in ('text named PNG', 'a zip bomb', 'a play list named MP4', 'a name that is Markdown'):
         files, says = next((f, s) for n, f, s in HOSTILE if n == name)
-        page.reload(); page.locator('[data-testid="stMain"] [data-testid="stFileUploader"]').first.wait_for(); settle(page)
+        page.reload(); page.locator('[data-testid="stMain"] [data-testid="stFileUploader"]').first.wait_for()
+        settle(page)
         give(page, files)
         told = page.locator('[data-testid="stMain"] [data-testid="stAlert"]').all_inner_texts()
         assert len(told) == 1 and re.search(says, told[0]) and 'Traceback' not in page.content(), (name, told)
@@ -234,10 +257,12 @@ def test_french_dark_and_a_warning(visit):
     page = visit(locale='fr-FR', color_scheme='dark')
     assert 'dispositif médical' in page.inner_text('[data-testid="stMain"]')
     assert page.evaluate('document.documentElement.lang') == 'fr'
-    file = io.BytesIO(); Image.fromarray(np.random.default_rng(0).integers(90, 250, (64, 64, 3)).astype(np.uint8)).save(file, 'PNG')
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(90, 250, (64, 64, 3)).astype(np.uint8)).save(file, 'PNG')
     give(page, {'holiday.png': file.getvalue()})
     assert 'une photographie' in page.inner_text('[data-testid="stMain"]') and 'Confiance' in numbers(page)
-    assert page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor") != 'rgb(255, 255, 255)'
+    assert (page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
+            != 'rgb(255, 255, 255)')
     shoot(page, 'french_dark_warning')
     assert axe(page) == []
     page.goto(page.url.split('?')[0] + '?lang=en'); settle(page)
@@ -246,7 +271,7 @@ def test_french_dark_and_a_warning(visit):
 
 def test_a_phone(visit, volume):
     page = visit(viewport=dict(width=390, height=844), device_scale_factor=1, has_touch=True)
-    assert 'Not a medical device' in page.inner_text('[data-testid="stMain"]'), 'the notice does not hide in the sidebar'
+    assert 'Not a medical device' in page.inner_text('[data-testid="stMain"]'), 'the notice stands outside the sidebar'
     give(page, {volume.name: volume.read_bytes()})
     assert 'Confidence' in numbers(page) and page.evaluate('document.scrollingElement.scrollWidth') <= 390
     shoot(page, 'phone')
@@ -262,8 +287,10 @@ def test_cancel(chromium, tmp_path):
         page.goto(f'http://localhost:{port}')
         page.locator('[data-testid="stMain"] [data-testid="stFileUploader"]').first.wait_for()
         settle(page) # a file given before the page is connected is lost
-        page.locator('[data-testid="stMain"] input[type=file]').first.set_input_files([dict(name=big.name, mimeType='application/gzip', buffer=big.read_bytes())])
-        page.locator('[data-testid="stButton"] button', has_text='Cancel').click() # not the uploader's own, which stops an upload
+        page.locator('[data-testid="stMain"] input[type=file]').first.set_input_files([dict(name=big.name,
+            mimeType='application/gzip', buffer=big.read_bytes())])
+        # not the uploader's own, which stops an upload
+        page.locator('[data-testid="stButton"] button', has_text='Cancel').click()
         page.get_by_text('Nothing was kept').wait_for()
         assert page.locator('[data-testid="stMetric"]').count() == 0
         page.get_by_role('button', name='Start again').click()
@@ -272,16 +299,17 @@ def test_cancel(chromium, tmp_path):
         assert 'Traceback' not in log.read_text() and 'bert' not in log.read_text()
 
 
-# Many visitors --------------------------------------------------------------------------------------------------------------------------------------
+# Many visitors -------------------------------------------------------------------------------------------------------
 
 async def visitor(base, name, data):
-    "One visitor without a browser: Streamlit's own protocol over a websocket. Uploads a volume, and returns the numbers of the page."
+    "One visitor without a browser: uploads a volume by Streamlit's protocol, and returns the numbers of the page."
     from streamlit.proto.BackMsg_pb2 import BackMsg
     from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
     from tornado.httpclient import AsyncHTTPClient, HTTPRequest
     from tornado.websocket import websocket_connect
     http = AsyncHTTPClient()
-    ws = await websocket_connect(HTTPRequest(base.replace('http', 'ws')+'/_stcore/stream', headers={'Origin': base}), max_message_size=2**27, subprotocols=['streamlit'])
+    ws = await websocket_connect(HTTPRequest(base.replace('http', 'ws')+'/_stcore/stream', headers={'Origin': base}),
+                                 max_message_size=2**27, subprotocols=['streamlit'])
     async def rerun(states=()):
         msg = BackMsg(); msg.rerun_script.query_string = ''
         for s in states: msg.rerun_script.widget_states.widgets.add().CopyFrom(s)
@@ -296,7 +324,8 @@ async def visitor(base, name, data):
             elif kind == 'delta' and msg.delta.WhichOneof('type') == 'new_element':
                 e = msg.delta.new_element
                 if e.WhichOneof('type') == 'metric': seen.setdefault('metrics', {})[e.metric.label] = e.metric.body
-                elif e.WhichOneof('type') == 'file_uploader' and 'uploader' not in seen and 'scan files' in e.file_uploader.id: seen['uploader'] = e.file_uploader.id
+                elif e.WhichOneof('type') == 'file_uploader' and 'scan files' in e.file_uploader.id:
+                    seen.setdefault('uploader', e.file_uploader.id)
             elif kind == 'script_finished': return
     seen = {}
     await rerun(); await until_finished(seen)
@@ -305,11 +334,14 @@ async def visitor(base, name, data):
     await ws.write_message(ask.SerializeToString(), binary=True); await until_finished(seen)
     url = seen['urls'][0]
     edge = '----neuroseg'
-    body = f'--{edge}\r\nContent-Disposition: form-data; name="{name}"; filename="{name}"\r\nContent-Type: application/octet-stream\r\n\r\n'.encode() + data + f'\r\n--{edge}--\r\n'.encode()
+    head = (f'--{edge}\r\nContent-Disposition: form-data; name="{name}"; filename="{name}"\r\n'
+            'Content-Type: application/octet-stream\r\n\r\n')
+    body = head.encode() + data + f'\r\n--{edge}--\r\n'.encode()
     cookie = (await http.fetch(base+'/_stcore/health')).headers.get_list('Set-Cookie')
     token = next((re.match(r'\w*xsrf=([^;]+)', c)[1] for c in cookie if 'xsrf' in c), '')
     await http.fetch(HTTPRequest(base+url.upload_url, method='PUT', body=body, request_timeout=WAIT_S,
-                                 headers={'Content-Type': f'multipart/form-data; boundary={edge}', 'Cookie': f'_streamlit_xsrf={token}', 'X-Xsrftoken': token}))
+                                 headers={'Content-Type': f'multipart/form-data; boundary={edge}',
+                                          'Cookie': f'_streamlit_xsrf={token}', 'X-Xsrftoken': token}))
     from streamlit.proto.WidgetStates_pb2 import WidgetState
     state = WidgetState(id=seen['uploader'])
     info = state.file_uploader_state_value.uploaded_file_info.add()
@@ -332,7 +364,8 @@ def test_twenty_visitors_each_get_their_own(card, tmp_path, capsys):
     volumes = [write_nifti(tmp_path/f'v{k}_flair.nii.gz', head((8+k, 96, 80), seed=k)[0]) for k in range(VISITORS)]
     segmenter = Segmenter(card)
     expected = [segmenter.segment(v) for v in volumes]
-    async def everybody(port, volumes): return await asyncio.gather(*(visitor(f'http://localhost:{port}', f'visitor{k}_flair.nii.gz', v.read_bytes()) for k, v in enumerate(volumes)))
+    async def everybody(port, volumes): return await asyncio.gather(*(visitor(f'http://localhost:{port}',
+        f'visitor{k}_flair.nii.gz', v.read_bytes()) for k, v in enumerate(volumes)))
     with serving(card) as (port, job, log):
         started = memory_mb(job.pid)
         in_thread(everybody(port, volumes[:1]))
@@ -341,26 +374,34 @@ def test_twenty_visitors_each_get_their_own(card, tmp_path, capsys):
         many = memory_mb(job.pid)
         text = log.read_text()
     for (metrics, _), seg in zip(answers, expected):
-        assert metrics == {'Lesion, mL': f'{seg.volume_ml:.1f}', 'Confidence': f'{seg.confidence:.2f}', 'Slices': f"{seg.stats['n_slices']} / {seg.scan.n_slices}", 'Components': str(seg.stats['n_components'])}
-    assert len({m['Lesion, mL'] for m, _ in answers}) > VISITORS//2 and 'visitor' not in text and 'Traceback' not in text
-    with capsys.disabled(): print(f' [server: {started:.0f} MB, 1 visitor {one:.0f} MB, {VISITORS} visitors {many:.0f} MB; slowest answer {max(s for _, s in answers):.1f} s] ', end='')
+        assert metrics == {'Lesion, mL': f'{seg.volume_ml:.1f}', 'Confidence': f'{seg.confidence:.2f}',
+                           'Slices': f"{seg.stats['n_slices']} / {seg.scan.n_slices}",
+                           'Components': str(seg.stats['n_components'])}
+    assert len({m['Lesion, mL'] for m, _ in answers}) > VISITORS//2 and 'visitor' not in text
+    assert 'Traceback' not in text
+    with capsys.disabled():
+        print(f' [server: {started:.0f} MB, 1 visitor {one:.0f} MB, {VISITORS} visitors {many:.0f} MB; '
+              f'slowest answer {max(s for _, s in answers):.1f} s] ', end='')
 
 
-# The server ----------------------------------------------------------------------------------------------------------------------------------------------
+# The server ----------------------------------------------------------------------------------------------------------
 
 def test_the_server_answers_this_machine_only(server):
     port = int(server[0].rpartition(':')[2])
-    mine = {i[4][0] for i in socket.getaddrinfo(socket.gethostname(), port) if not i[4][0].startswith(('127.', '::1', 'fe80'))}
+    mine = {i[4][0] for i in socket.getaddrinfo(socket.gethostname(), port)
+            if not i[4][0].startswith(('127.', '::1', 'fe80'))}
     for address in mine:
         with pytest.raises(OSError): socket.create_connection((address, port), timeout=2)
 
 
 def test_telemetry_is_off_and_faults_are_not_shown():
     words = app_command(8600)
-    assert {'--browser.gatherUsageStats=false', '--client.showErrorDetails=none', '--server.address=localhost'} <= set(words)
+    assert ({'--browser.gatherUsageStats=false', '--client.showErrorDetails=none', '--server.address=localhost'}
+            <= set(words))
 
 
 def test_an_upload_without_the_page_is_refused(server):
     "A file is taken from a page of this server only."
-    request = Request(server[0]+'/_stcore/upload_file/nobody/1', data=b'x', method='PUT', headers={'Origin': 'http://evil.example'})
+    request = Request(server[0]+'/_stcore/upload_file/nobody/1', data=b'x', method='PUT',
+                      headers={'Origin': 'http://evil.example'})
     with pytest.raises(OSError): urlopen(request, timeout=30)
