@@ -39,7 +39,7 @@ class Split:
 @dataclass
 class Cohort:
     "A cohort, opened once: cases, hashes, faults, splits and privacy policy."
-    folder:Path # Absolute path
+    folder:Path=field(repr=False) # Absolute path; not shown, since it names a machine
     layout:str # 'lgg', 'hospital' or 'nifti'
     cases:tuple=field(repr=False) # Of `cases.Case`
     policy:Policy # Whether it is private

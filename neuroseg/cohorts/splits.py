@@ -83,7 +83,8 @@ _DEVELOPMENT = (
        38278, DU_A5TW 34928, FG_6692 7115, FG_7643 5087, FG_8189 46439, HT_7690 25556, HT_7692 3115, HT_7856 47860,
        HT_7877 8179, HT_8563 21049, HT_A616 10417''',
 )
-_ROWS = [(f'TCGA_{p}', k, int(px)) for k,fold in enumerate(_DEVELOPMENT) for p,px in (r.split() for r in fold.split(','))]
+_ROWS = [(f'TCGA_{p}', k, int(px)) for k,fold in enumerate(_DEVELOPMENT)
+         for p,px in (row.split() for row in fold.split(','))]
 LESION_PX = {p: px for p,_,px in _ROWS} # Development patients to tumour pixels
 FOLDS = {p: k for p,k,_ in _ROWS} # Development patients to fold
 
