@@ -32,7 +32,8 @@ def text_of(run):
     return '\n'.join(p.read_text(encoding='utf-8') for p in sorted(Path(run).rglob('*')) if p.suffix in TEXTS)
 
 
-@pytest.mark.parametrize('study', STUDIES)
+# `make test` runs every study's notebook by nbdev-test; here one study, and in `make test-all` each, leaves a whole run
+@pytest.mark.parametrize('study', [STUDIES[0], *(pytest.param(s, marks=pytest.mark.slow) for s in STUDIES[1:])])
 def test_smoke(copy, study):
     run = execution.run_study(study, 'smoke', root=copy, progress=False)
     names = {p.name for p in run.iterdir()}
