@@ -176,10 +176,11 @@ def cases_hash(
     "SHA-256 of all files of some cases: their bytes and their names below the folder they share."
     return hash_files(case_files(cases), {f: sha for c in cases for f,sha in c.file_hashes().items()})
 
-# %% ../../nbs/cohorts/01_cases.ipynb #c036
+# %% ../../nbs/cohorts/01_cases.ipynb #5ef5db90
 FAULT_KINDS = ('missing mask', 'mask without image', 'unreadable', 'wrong size', 'non-binary mask', 'duplicate slice',
                'gap in numbering', 'empty case', 'stray file')
 
+# %% ../../nbs/cohorts/01_cases.ipynb #c036
 @dataclass(frozen=True)
 class Fault:
     "One thing wrong with one file."

@@ -21,7 +21,7 @@ from ..core import ConfigError, jsonable, OutputError, record_run, write_json
 from .privacy import guarded, keyed_hash, Policy, pseudonym, scrubber, STATE
 from .tables import write_rows
 
-# %% ../../nbs/cohorts/07_disclosure.ipynb #65d01585
+# %% ../../nbs/cohorts/07_disclosure.ipynb #f111dd5f
 MIN_PATIENTS = 5 # Fewer patients: only their number and the mean are told
 # Columns that name the patient or the scan of a row
 WHO = ('patient', 'case', 'subject', 'study', 'series', 'file', 'filename', 'image', 'mask', 'scan', 'slice')
@@ -29,6 +29,7 @@ WHO = ('patient', 'case', 'subject', 'study', 'series', 'file', 'filename', 'ima
 ABOUT_NOBODY = ('epoch', 'step', 'lr', 'count', 'fact', 'column', 'factor', 'arm', 'setting', 'part', 'threshold',
                 'layer', 'block', 'network', 'label', 'protocol')
 
+# %% ../../nbs/cohorts/07_disclosure.ipynb #65d01585
 def per_patient(
     rows:list, # Dicts
     names=(), # Of patients, or their pseudonyms
@@ -93,12 +94,13 @@ def safe_rows(
     def kept(r): return {k: v for k,v in r.items() if k not in ('case','institution')}
     return sorted((kept(r) | dict(patient=number[r['patient']]) for r in rows), key=lambda r: int(r['patient'][1:]))
 
-# %% ../../nbs/cohorts/07_disclosure.ipynb #05d5c477
+# %% ../../nbs/cohorts/07_disclosure.ipynb #5badc56c
 # Of few patients these are values of single patients, or give them away together with the mean
 TELLING = ('min', 'max', 'median', 'median_gain', 'sd', 'q1', 'q3', 'worst', 'best', 'pooled')
 SPOKEN = ('answer', 'headline', 'expect') # Sentences that quote such values
 FEW = f'Withheld: of fewer than {MIN_PATIENTS} patients, nothing is told that could be one of them.'
 
+# %% ../../nbs/cohorts/07_disclosure.ipynb #05d5c477
 def _safe_dict(d, safe, few, known):
     "A dict with safe values; below `MIN_PATIENTS` without what would reveal a patient."
     if known & {str(k) for k in d}: return f'{len(d)} withheld'

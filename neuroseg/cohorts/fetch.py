@@ -108,10 +108,11 @@ def request_from(
         raise DataError(f"Kaggle answered with a web page instead of the archive: try again later, {_browser(path)}")
     return r
 
-# %% ../../nbs/cohorts/04_fetch.ipynb #c026
+# %% ../../nbs/cohorts/04_fetch.ipynb #a83e2368
 MAX_ARCHIVE_BYTES = 3*10**9 # The real archive has 0.7 GB
 CHUNK_BYTES = 2**16 # Written at once; an interruption loses at most this much
 
+# %% ../../nbs/cohorts/04_fetch.ipynb #c026
 def _begin(r, path, start, max_bytes): # Response of `request_from`
     "Check the size of a download, and note the tag of its file. Returns the size, None if unknown."
     size = start+int(r.headers['Content-Length']) if 'Content-Length' in r.headers else None
@@ -186,10 +187,11 @@ def unsafe(
     if info.flag_bits & 1: return 'it is encrypted'
     return ''
 
-# %% ../../nbs/cohorts/04_fetch.ipynb #c040
+# %% ../../nbs/cohorts/04_fetch.ipynb #ee83e137
 MAX_UNPACKED_BYTES,MAX_FILES = 8*10**9,40_000 # The real archive holds 2.1 GB in 15,721 files, each file twice
 AGAIN = f'delete it and download it again from {PAGE}'
 
+# %% ../../nbs/cohorts/04_fetch.ipynb #c040
 def _check_archive(infos, max_bytes, max_files):
     "Refuse an archive with an unsafe entry, or one that is too large."
     for i in infos:

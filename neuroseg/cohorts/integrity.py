@@ -87,7 +87,7 @@ def case_table(
         for _ in bar(done, progress=progress, total=len(cases), desc='reading cases', unit='case'): pass
     return [_row(c) for c in cases]
 
-# %% ../../nbs/cohorts/02_integrity.ipynb #c020
+# %% ../../nbs/cohorts/02_integrity.ipynb #67242e0a
 SEALED = frozenset(f'TCGA_{p}' for p in '''CS_4942 CS_4944 CS_6665 DU_5854 DU_5874 DU_6399 DU_6401 DU_7298 DU_7304
     DU_7309 DU_8164 DU_A5TT FG_6689 FG_6690 FG_6691 HT_7473 HT_7616 HT_7860 HT_8105 HT_8111 HT_8113 HT_A5RC'''.split())
 
@@ -99,6 +99,7 @@ LGG_COUNTS = { # Of the published cohort, and of its part that is not sealed
         patients=88, slices=3139, tumour_slices=1089, institution_DU=36, institution_HT=27, institution_CS=13,
         institution_FG=11, institution_EZ=1, missing_pre=5, missing_post=9)}
 
+# %% ../../nbs/cohorts/02_integrity.ipynb #c020
 def counts(
     rows:list, # From `case_table`
 )->dict: # patients, slices, tumour_slices, institution_*, missing_* (patients without a sequence of their own)

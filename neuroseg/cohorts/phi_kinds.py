@@ -91,9 +91,10 @@ def text_kinds(
     for m in UID.finditer(text): # UIDs of the DICOM standard itself identify nobody
         if len(m[0])>=UID_CHARS and not m[0].startswith('1.2.840.10008.'): yield 'DICOM UID', m.start()
 
-# %% ../../nbs/cohorts/10_phi_kinds.ipynb #c014
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #497acd03
 PNG_TEXT = (b'tEXt', b'zTXt', b'iTXt') # Chunks of text
 
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #c014
 def _exif(body, place): # Bytes of an EXIF block
     "EXIF, and a thumbnail inside it."
     yield 'EXIF', place
@@ -122,12 +123,13 @@ def _jpeg(data):
         if marker in (0xe1, 0xed) and body[:4]: yield from _exif(body, f'segment APP{marker-0xe0}')
         at += 2+n
 
-# %% ../../nbs/cohorts/10_phi_kinds.ipynb #2b361c9e
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #0d5b8426
 TIFF_TAGS = {269: 'DocumentName', 270: 'ImageDescription', 271: 'Make', 272: 'Model', 285: 'PageName', 306: 'DateTime',
              315: 'Artist', 316: 'HostComputer', 333: 'InkNames', 700: 'XMP', 33432: 'Copyright', 33723: 'IPTC',
              34665: 'Exif', 34853: 'GPS', 37510: 'UserComment', 50838: 'ImageJ', 50839: 'ImageJ'}
 TIFF_PRIVATE, TIFF_SUBIFDS = 65000, 330 # Tags from here on are of single programs; tag of further pictures in a TIFF
 
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #2b361c9e
 def _other_picture(data):
     "TIFF, GIF, WebP and all other formats of Pillow."
     from PIL import Image
@@ -149,10 +151,11 @@ def picture_kinds(
     elif data[:2]==b'\xff\xd8': yield from _jpeg(data)
     else: yield from _other_picture(data)
 
-# %% ../../nbs/cohorts/10_phi_kinds.ipynb #c019
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #0afbf281
 # Fields of the ONNX messages that hold text: doc string and metadata, by the number of the field in the graph
 _PARTS = {1: (6, 9, 'an operation'), 5: (12, 16, 'a tensor')} | {k: (3, 4, 'an input or output') for k in (11, 12, 13)}
 
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #c019
 def _onnx_text(buf, doc, meta, place): # Fields of one protobuf message
     for n,v in proto_fields(buf):
         if n==doc and len(v): yield 'ONNX text', f'doc string of {place}'
@@ -194,9 +197,10 @@ def nifti_kinds(
         if head[a:b].strip(b'\0 '): yield 'NIfTI header', name
     if head[348:349].strip(b'\0'): yield 'NIfTI header', 'extension'
 
-# %% ../../nbs/cohorts/10_phi_kinds.ipynb #801f47ea
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #3e51e78f
 MIN_ARRAY = 1000 # Fewer numbers are no picture
 
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #801f47ea
 def _array_kind(f, place): # File object at the beginning of a .npy file
     import numpy as np
     formats = np.lib.format
@@ -227,9 +231,10 @@ def unpublished(
     at = [i for i,c in enumerate(columns) if str(c).strip().lower() in PEOPLE]
     return any(len(r)>i and str(r[i]).strip() and not is_public_id(str(r[i]).strip()) for r in rows for i in at)
 
-# %% ../../nbs/cohorts/10_phi_kinds.ipynb #c029
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #c4d206b2
 PATIENT_LISTS = ('train', 'test', 'valid', 'patients', 'cases', 'subjects') # Keys of lists of names
 
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #c029
 def csv_kinds(
     text:str, # A CSV file, with commas, semicolons or tabs
 ): # Yields each kind and its place

@@ -20,7 +20,7 @@ from .phi_kinds import (array_kinds, csv_kinds, embedded, html_kinds, json_kinds
                                         nifti_kinds, NOBODY, notebook_kinds, onnx_kinds, PICTURE, picture_kinds,
                                         safetensors_kinds, text_kinds)
 
-# %% ../../nbs/cohorts/11_phi_scan.ipynb #c010
+# %% ../../nbs/cohorts/11_phi_scan.ipynb #31f6bb37
 _PART = 'LGG, the 88 patients that are not sealed'
 PUBLISHED = { # Hashes in `run.json` of public cohorts
     'e5b4bf92babb8f4631b12196f94ec238cfd9567e756627dd1832c83905ef380c': f'{_PART} (pixels, by `integrity.verify`)',
@@ -28,6 +28,7 @@ PUBLISHED = { # Hashes in `run.json` of public cohorts
 # Logins and machine names that identify nobody
 COMMON_NAMES = NOBODY | {'root','admin','ubuntu','localhost','docker','build','home','test'}
 
+# %% ../../nbs/cohorts/11_phi_scan.ipynb #c010
 @dataclass
 class Rules:
     "What is known about a project before its first file is opened."
@@ -85,7 +86,7 @@ def voucher(
     name = file.relative_to(rules.root).as_posix() if file.is_relative_to(rules.root) else file.name
     return next((reason for pattern,reason in rules.public if fnmatch.fnmatchcase(name, pattern)), None)
 
-# %% ../../nbs/cohorts/11_phi_scan.ipynb #c015
+# %% ../../nbs/cohorts/11_phi_scan.ipynb #dd4e85b3
 CODE = ('.py', '.sh', '.js', '.css', '.toml', '.cfg', '.ini', '.yml', '.yaml', '.md', '.rst', '.cff', '.in')
 PICTURES = ('.png', '.jpg', '.jpeg', '.gif', '.bmp', '.webp', '.tif', '.tiff', '.ico')
 SCANS = ('.nrrd', '.mha', '.mhd', '.dcm', '.mgz', '.mp4', '.avi', '.mov')
@@ -94,6 +95,7 @@ SEALED_FILES = ('.pkl', '.pickle', '.pt', '.pth', '.ckpt', '.joblib', '.h5', '.h
                 '.sqlite')
 LONG_TEXT = 200_000 # Characters: pictures written as text are cut out of longer texts, since searching them is slow
 
+# %% ../../nbs/cohorts/11_phi_scan.ipynb #c015
 def _pdf_kinds(data): # Of a PDF file
     "A page picture, and title, author or subject."
     if re.search(rb'/(?:Title|Author|Subject|Keywords)\s*[(<](?!\)|>|<)', data): yield 'PDF metadata', 'information'
@@ -136,11 +138,12 @@ def _text_kinds(data, suffix, search):
     text = PICTURE.sub('', text) if len(text)>LONG_TEXT else text
     for kind,at in search(text, code=suffix in CODE or suffix==''): yield kind, _line(text, at)
 
-# %% ../../nbs/cohorts/11_phi_scan.ipynb #27dc771e
+# %% ../../nbs/cohorts/11_phi_scan.ipynb #b5f31dd9
 READERS = {PICTURES: lambda data: (('picture', 'file'), *picture_kinds(data)), SCANS: lambda data: [('scan', 'file')],
            ('.onnx',): onnx_kinds, ('.safetensors',): safetensors_kinds, ('.npy', '.npz'): array_kinds,
            ('.pdf',): _pdf_kinds, SEALED_FILES: lambda data: [('opaque file', 'file')]} # Endings to the reader
 
+# %% ../../nbs/cohorts/11_phi_scan.ipynb #27dc771e
 def file_kinds(
     data:bytes, # Of a file
     name:str, # Its name

@@ -18,10 +18,11 @@ from .. import core
 from ..core import ConfigError, NeurosegError, read_json, RunError, write_json
 from .cases import case_files, find_cases
 
-# %% ../../nbs/cohorts/05_privacy.ipynb #c007
+# %% ../../nbs/cohorts/05_privacy.ipynb #14779171
 COHORT_FILE = 'cohort.json' # In the folder of a cohort
 STATE = '.neuroseg' # Subfolder of a private cohort for what must not leave it: pseudonyms, the key, prepared scans
 
+# %% ../../nbs/cohorts/05_privacy.ipynb #c007
 def read_mark(
     folder, # Of a cohort
 )->dict: # `private`, `name`, `source`; empty if there is no such file
@@ -54,11 +55,12 @@ def mark(
     write_json(file, {k: v for k,v in dict(private=private, name=name, source=source).items() if v is not None})
     return file
 
-# %% ../../nbs/cohorts/05_privacy.ipynb #c011
+# %% ../../nbs/cohorts/05_privacy.ipynb #24254d66
 # Identifiers of the Cancer Imaging Archive (with or without the date of the scan) and of the BraTS challenges
 PUBLIC_ID = re.compile(r'TCGA[_-][A-Z0-9]{2}[_-][A-Z0-9]{4}(?:_[0-9]{8})?(?![A-Za-z0-9])'
                        r'|Bra[tT][sS](?:18|19|20\d\d)_[A-Z]{3,}\w*|BraTS\d{4}_\d{5}')
 
+# %% ../../nbs/cohorts/05_privacy.ipynb #c011
 def is_public_id(
     name:str, # Of a patient or case
 )->bool:
@@ -158,11 +160,12 @@ def keyed_hash(
     key = bytes.fromhex(_state(policy)['key'])
     return 'keyed:'+hmac.new(key, plain.encode(), 'sha256').hexdigest()[:32]
 
-# %% ../../nbs/cohorts/05_privacy.ipynb #c026
+# %% ../../nbs/cohorts/05_privacy.ipynb #77550d38
 # Names made of these words and small numbers alone identify nobody
 GENERIC = re.compile(r'(?:patients?|case|subject|slices?|image|images|mask|masks|scan|scans|img|mri|brain|tumou?r|flair'
                      r'|pre|post|t1|t1ce|t2|seg|left|right|axial|volume|phantom|[\W_]|\d{1,3})*', re.I)
 
+# %% ../../nbs/cohorts/05_privacy.ipynb #c026
 def _case_words(case, number, parts): # Words of one case to what replaces them
     words = {w: '<file>' for f in case_files([case]) for w in (f.name, f.name.split('.')[0])}
     words |= {case.case: number, case.folder.name: number}

@@ -116,9 +116,10 @@ def case_folds(
     computed = stratified_folds(new, place, px, n_folds, seed) if new else {}
     return computed | {p: FOLDS[p] for p in of if p in FOLDS}
 
-# %% ../../nbs/cohorts/03_splits.ipynb #c026
+# %% ../../nbs/cohorts/03_splits.ipynb #2fb6f0ee
 PROTOCOLS = ('patient', 'thesis')
 
+# %% ../../nbs/cohorts/03_splits.ipynb #c026
 def check_leakage(
     train_patients, # Patients trained on, one entry per slice or per case
     test_patients, # Patients scored

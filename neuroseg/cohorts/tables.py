@@ -25,9 +25,10 @@ def write_rows(
         writer = csv.DictWriter(f, columns, lineterminator='\n')
         writer.writeheader(); writer.writerows(rows)
 
-# %% ../../nbs/cohorts/06_tables.ipynb #f2746c19
+# %% ../../nbs/cohorts/06_tables.ipynb #9c433754
 TEXT = ('patient','case','institution','sequences','fold','split','model','study') # Columns that are never numbers
 
+# %% ../../nbs/cohorts/06_tables.ipynb #f2746c19
 def _value(column, text):
     "The number in a field, None if the field is empty, else its text."
     if text=='': return None

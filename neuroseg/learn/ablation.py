@@ -47,9 +47,10 @@ class Grid:
     folds:tuple = (0,) # Folds that are scored
     seeds:tuple = (0,) # Of the trainings of the base
 
-# %% ../../nbs/learn/12_ablation.ipynb #c010
+# %% ../../nbs/learn/12_ablation.ipynb #3b13e655
 ARM_KEYS = {'factor','asks','set','predict','seeds'} # Of an arm in the file of a grid
 
+# %% ../../nbs/learn/12_ablation.ipynb #c010
 def _check_arm(name, a):
     "Refuse an arm with unknown or missing keys, or one that changes nothing or too much."
     used = a.get('predict') or {}

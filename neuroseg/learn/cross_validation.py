@@ -119,9 +119,10 @@ def plan_run(
     keep_plan(out.folder, dict(recipe=config_dict(cfg), split=out.split(split.facts), data_hash=out.hash(whole)))
     return RunPlan(split, data, whole)
 
-# %% ../../nbs/learn/10_cross_validation.ipynb #c023
+# %% ../../nbs/learn/10_cross_validation.ipynb #78a73af7
 INPUTS = {'all sequences': False, 'FLAIR only': True} # Kind of input to whether the other sequences are taken away
 
+# %% ../../nbs/learn/10_cross_validation.ipynb #c023
 def score_fold(
     cases:list, # Cases of patients that were not trained on
     segmenter, # `result.Segmenter`, or an object with `prob` and a threshold
@@ -172,9 +173,10 @@ def train_members(
     seconds = sum(r['train_s'] for at,_ in parts for r in read_rows(at/'history.csv'))
     return nets, [c.seed for _,c in parts], seconds
 
-# %% ../../nbs/learn/10_cross_validation.ipynb #c032
+# %% ../../nbs/learn/10_cross_validation.ipynb #766a099f
 LGG_LICENCE = 'CC BY-NC-SA 4.0' # Of the LGG cohort; a model trained on it inherits the terms
 
+# %% ../../nbs/learn/10_cross_validation.ipynb #c032
 def write_model(
     nets:list, # Trained networks
     run:Path, # Folder of the run

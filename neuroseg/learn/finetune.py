@@ -46,11 +46,12 @@ def start_weights(
                           "copy both again")
     return file
 
-# %% ../../nbs/learn/11_finetune.ipynb #c011
+# %% ../../nbs/learn/11_finetune.ipynb #9985e5be
 # Where fine-tuning differs from the training before it: short, slow, and without a decision by validation scores
 TUNE = dict(epochs=12, lr=5e-4, ema=.98, n_ensemble=1, schedule='one_cycle', keep='last', patience=None)
 FIXED = {'prep','model','n_in','n_ensemble'} # Settings that the weights depend on
 
+# %% ../../nbs/learn/11_finetune.ipynb #c011
 def tuning_recipe(
     card:ModelCard, # Of the model to start from
     settings:dict|None=None, # That differ from `TUNE`, parts as dicts
