@@ -23,7 +23,7 @@ from .stored_run import summary
 from .study_run import HELD
 from .publishing import own_paths, publishable, scrub_all, to_html
 
-# %% ../../nbs/reports/07_execution.ipynb #7cf15ea6
+# %% ../../nbs/reports/07_execution.ipynb #6801ffa6
 def library(
     root:Path, # Of a repository
 )->Path: # Folder of modules
@@ -31,6 +31,7 @@ def library(
     own = root/'neuroseg'
     return own if (own/'core.py').is_file() else package_dir()
 
+# %% ../../nbs/reports/07_execution.ipynb #f6a92930
 def code_hash(
     notebook:Path, # A study
 )->str: # 64 hexadecimal digits

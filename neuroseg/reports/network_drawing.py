@@ -110,10 +110,11 @@ def _box(ax, m):
     if m['share']: add(m['wide']*m['share'], 'white')
     ax.text(m['mid'], m['y']+m['tall']+.02, m['channels'], ha='center', va='bottom', fontsize=8)
 
-# %% ../../nbs/reports/02_network_drawing.ipynb #b95a0969
+# %% ../../nbs/reports/02_network_drawing.ipynb #d7f329bc
 def _arrow(ax, a, b, ink): # From point to point, in inches
     ax.annotate('', b, a, arrowprops=dict(arrowstyle='-|>', color=ink, lw=1.2, shrinkA=0, shrinkB=0, mutation_scale=7))
 
+# %% ../../nbs/reports/02_network_drawing.ipynb #b99c6775
 def _connect(ax, stages):
     "Arrows down, up, and across for what is carried over."
     for a,b in zip(stages, stages[1:]):

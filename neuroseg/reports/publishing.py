@@ -26,10 +26,11 @@ def own_paths(
     paths |= {Path(p).resolve(): word for p,word in paths.items()}
     return dict(sorted(((str(p), word) for p,word in paths.items() if len(str(p))>3), key=lambda o: -len(o[0])))
 
-# %% ../../nbs/reports/06_publishing.ipynb #8e17f000
+# %% ../../nbs/reports/06_publishing.ipynb #0eca1035
 # Whatever is left of a user's folder: `/home/ann`, `/Users/ann`, `C:\Users\ann`
 USER_FOLDER = re.compile(r'(?:/home|/Users|\b[A-Za-z]:[/\\]+Users)[/\\]+[^/\\\s\'"`:,)]+')
 
+# %% ../../nbs/reports/06_publishing.ipynb #4a46875d
 def scrub(
     text:str, # Any output
     paths:dict, # From `own_paths`

@@ -59,7 +59,7 @@ def tolerances(
                           f"the rules of {', '.join(wrong)} are not patterns with a number or null each")
     return said
 
-# %% ../../nbs/reports/08_reproduce.ipynb #89dab0b5
+# %% ../../nbs/reports/08_reproduce.ipynb #3f8a79c0
 ABOUT = """# Reports
 
 What the studies in `nbs/studies` found. Each row is one run: the notebook as it ran, its tables, the figures drawn
@@ -76,6 +76,7 @@ before it was published; `code` in `run.json` is a fingerprint of the library an
 This page is written by `neuroseg reproduce`.
 """
 
+# %% ../../nbs/reports/08_reproduce.ipynb #9888bc13
 def _row(root, folder):
     "One run of the index."
     record = read_json(folder/'run.json')

@@ -100,7 +100,7 @@ def study_cells(
     figures = {figure_name(f): f for k,f in space.items() if k.startswith(DRAW)}
     return StudyCells(figures, space['numbers'], space['headline'], space['answer'])
 
-# %% ../../nbs/reports/03_study_notebook.ipynb #927687a1
+# %% ../../nbs/reports/03_study_notebook.ipynb #89d7f53e
 def _params_file(study, root): # Name of a study, and its repository
     "What `reports/<study>/params.yml` holds; None where there is no such file."
     file = root/'reports'/study/'params.yml'
@@ -110,6 +110,7 @@ def _params_file(study, root): # Name of a study, and its repository
     except yaml.YAMLError as e:
         raise ConfigError(f"`params.yml` of {study} is not valid YAML ({' '.join(str(e).split())})") from e
 
+# %% ../../nbs/reports/03_study_notebook.ipynb #38820714
 def study_profiles(
     name:str, # As `find_study` takes it
     root=None, # As `find_repo` takes it

@@ -71,7 +71,7 @@ def cohort(self:StudyRun,
     if self.about.private: self._hold()
     return folder
 
-# %% ../../nbs/reports/05_study_run.ipynb #593c21de
+# %% ../../nbs/reports/05_study_run.ipynb #0f7b9b6e
 @patch
 def _hold(self:StudyRun):
     "From here on the folder of results gets only what may leave."
@@ -81,6 +81,7 @@ def _hold(self:StudyRun):
     self._recording.enter_context(guarded(self.about, printed=True))
     self._keep_picture(None)
 
+# %% ../../nbs/reports/05_study_run.ipynb #87ddd714
 @patch
 def _keep_picture(self:StudyRun, file):
     "Note that a picture shows no patient."
@@ -100,10 +101,11 @@ def table(self:StudyRun,
     write_rows(self.inner/f'{name}.csv', rows)
     return table(self.inner, name)
 
-# %% ../../nbs/reports/05_study_run.ipynb #900be5c4
+# %% ../../nbs/reports/05_study_run.ipynb #cd0fc5f4
 def _save_png(picture, file): # uint8 array `(Y,X)` or `(Y,X,3)`
     with atomic_path(file) as tmp: need('PIL.Image', extra='reproduce').fromarray(picture).save(tmp, optimize=True)
 
+# %% ../../nbs/reports/05_study_run.ipynb #4eecba06
 @patch
 def panel(self:StudyRun,
     name:str, # Without `.png`
