@@ -305,8 +305,8 @@ def _shown(out, place, search):
         elif mime!='application/javascript': texts.append(value)
     for text in filter(None, texts):
         plain = re.sub(r'\x1b\[[\d;]*m', '', text)
-        for kind,at in (*search(plain), *html_kinds(plain), *plain_kinds(plain)): yield kind, place
-        for picture in embedded(text): yield 'embedded picture', place
+        for kind,_ in (*search(plain), *html_kinds(plain), *plain_kinds(plain)): yield kind, place
+        for _ in embedded(text): yield 'embedded picture', place
 
 # %% ../../nbs/cohorts/10_phi_kinds.ipynb #6c77d7d7
 def notebook_kinds(
@@ -318,7 +318,7 @@ def notebook_kinds(
         source, code = ''.join(cell.get('source', '')), cell.get('cell_type')=='code'
         for kind,at in search(source, code=code):
             yield kind, f'cell {i}, line {source.count(chr(10), 0, at)+1}'
-        for picture in embedded(source): yield 'embedded picture', f'cell {i}'
-        for name in cell.get('attachments', {}): yield 'attachment', f'cell {i}'
+        for _ in embedded(source): yield 'embedded picture', f'cell {i}'
+        for _ in cell.get('attachments', {}): yield 'attachment', f'cell {i}'
         for j,out in enumerate(cell.get('outputs', ()), 1): yield from _shown(out, f'cell {i}, output {j}', search)
     for kind,_ in search(json.dumps(nb.get('metadata', {}))): yield kind, 'metadata of the notebook'
