@@ -32,6 +32,7 @@ def sentence(
 # %% ../nbs/01_cli.ipynb #c010
 FAILED, INTERRUPTED = 2, 130 # Exit codes; 2 is argparse's for a wrong command line, 130 the shell's for Ctrl-C
 
+# %% ../nbs/01_cli.ipynb #c011
 def guarded(
     run, # Command: takes `args`, returns an exit code, or None for success
     args, # From the parser
@@ -49,13 +50,15 @@ def guarded(
         print(f'neuroseg: {sentence(e)}', file=sys.stderr)
         return FAILED
 
-# %% ../nbs/01_cli.ipynb #c014
+# %% ../nbs/01_cli.ipynb #c015
 COMMANDS = {} # Name, as one or two words, to what the parser needs
 
+# %% ../nbs/01_cli.ipynb #c016
 def arg(*flags, **options): # As `ArgumentParser.add_argument` takes them
     "An argument of a command."
     return flags, options
 
+# %% ../nbs/01_cli.ipynb #c018
 def command(
     name:str, # One word, or two for a command of a group: 'data verify'
     *args, # From `arg`
@@ -74,9 +77,10 @@ def _run(f, needs, extra, args):
     for library in needs: need(library, extra=extra)
     return f(args)
 
-# %% ../nbs/01_cli.ipynb #c016
+# %% ../nbs/01_cli.ipynb #c020
 RAW = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
+# %% ../nbs/01_cli.ipynb #c021
 def _add_command(sub, name, c):
     "Give a command with its arguments and examples to the parser."
     lines = ''.join(f'\n  {line}' for line in c.example.strip().splitlines())
@@ -85,7 +89,7 @@ def _add_command(sub, name, c):
     for flags,options in c.args: p.add_argument(*flags, **options)
     p.set_defaults(run=c.run)
 
-# %% ../nbs/01_cli.ipynb #c018
+# %% ../nbs/01_cli.ipynb #c023
 GROUPS = dict(data='check or download a cohort', privacy='keep a private cohort private') # Commands of two words
 EPILOG = '''neuroseg COMMAND --help tells more and gives examples.
 Sequences of a scan: flair; pre, T1 before contrast (t1); post, T1 after contrast (t1ce, t1gd).
@@ -93,6 +97,7 @@ Exit codes: 0 done; 1 `data verify`, `claims` or `privacy check` found something
 see the message; 130 interrupted.
 Research use only. Not a medical device.'''
 
+# %% ../nbs/01_cli.ipynb #c024
 def parser()->argparse.ArgumentParser: # Of the whole command line
     "The parser, made from `COMMANDS`."
     from neuroseg import __version__
@@ -109,7 +114,7 @@ def parser()->argparse.ArgumentParser: # Of the whole command line
         _add_command(groups[group[0]] if group else subs, last, c)
     return p
 
-# %% ../nbs/01_cli.ipynb #c022
+# %% ../nbs/01_cli.ipynb #c028
 def main(
     argv:list|None=None, # Words after `neuroseg`; None: those of this process
 )->int: # Exit code
@@ -120,15 +125,17 @@ def main(
         if not sys.warnoptions: warnings.simplefilter('ignore', FutureWarning) # of libraries, for their developers
         return guarded(args.run, args)
 
-# %% ../nbs/01_cli.ipynb #c030
+# %% ../nbs/01_cli.ipynb #c036
 SEQUENCES = dict(pre='pre', t1='pre', flair='flair', post='post', t1ce='post', t1gd='post') # Names on the command line
 
+# %% ../nbs/01_cli.ipynb #c037
 def _share(text):
     "A probability between 0 and 1; argparse words the message."
     v = float(text)
     if not 0<v<1: raise argparse.ArgumentTypeError(f'{text} must lie between 0 and 1')
     return v
 
+# %% ../nbs/01_cli.ipynb #c039
 def _sequence_list(text):
     "Names of sequences, in the order of the files."
     names = tuple(SEQUENCES.get(name, '') for name in text.lower().split(','))
@@ -137,7 +144,7 @@ def _sequence_list(text):
                                          'in the order of the files, FLAIR among them')
     return names
 
-# %% ../nbs/01_cli.ipynb #c032
+# %% ../nbs/01_cli.ipynb #c041
 def _count(text, low=1, high=2**31-1):
     "A whole number from `low` to `high`."
     v = int(text)
@@ -146,6 +153,7 @@ def _count(text, low=1, high=2**31-1):
 
 def _seed(text): return _count(text, low=0)
 
+# %% ../nbs/01_cli.ipynb #c043
 MODEL = arg('--model', metavar='CARD', help='card (.json) of your own model, or the name of a shipped one')
 THREADS = arg('--threads', type=_count, metavar='N', help='processor threads (default: one per core)')
 NO_FLIPS = arg('--no-flips', dest='flips', action='store_const', const=False, help='leave out the mirror image: faster')
@@ -156,7 +164,7 @@ RUN = arg('-o', '--out', required=True, metavar='RUN', help='folder of the run; 
 NAME = arg('--name', default='model', help='name of the model and its files (default: model)')
 TRAINING = dict(extra='train', needs=('torch', 'fastai.basics', 'monai'))
 
-# %% ../nbs/01_cli.ipynb #c036
+# %% ../nbs/01_cli.ipynb #c046
 def _print_reports(reports):
     "Print reports with their warnings and errors, and give the exit code."
     from neuroseg.segmentation.console import describe
@@ -165,7 +173,7 @@ def _print_reports(reports):
         else: print('neuroseg:', *([] if r['case'] in r['error'] else [f"{r['case']}:"]), r['error'], file=sys.stderr)
     return FAILED if any('error' in r for r in reports) else 0
 
-# %% ../nbs/01_cli.ipynb #c038
+# %% ../nbs/01_cli.ipynb #c048
 @command('predict',
     arg('inputs', nargs='*', metavar='INPUT',
         help='slice (PNG, TIFF, JPEG), folder of slices, NIfTI volume, DICOM folder, or a folder of such'),
@@ -192,7 +200,7 @@ def predict(args):
     if args.sequences: return _print_reports([predict_named(args.inputs, args.sequences, args.out, **how)])
     return _print_reports(predict_cases(args.inputs, args.out, progress=sys.stderr.isatty(), **how))
 
-# %% ../nbs/01_cli.ipynb #c047
+# %% ../nbs/01_cli.ipynb #c057
 @command('phantom',
     arg('dest', metavar='DEST', help='folder to write to'),
     arg('--patients', type=_count, metavar='N', help='number of patients (default: 12; nifti writes one)'),
@@ -211,7 +219,7 @@ def phantom(args):
     folder = write(args.dest, **{k: v for k,v in options.items() if v is not None})
     print(f'{sum(f.is_file() for f in folder.rglob("*"))} files in {folder}')
 
-# %% ../nbs/01_cli.ipynb #c050
+# %% ../nbs/01_cli.ipynb #c060
 @command('data verify',
     arg('folder', metavar='DIR', help='folder of the cohort, or one above it'), LAYOUT,
     arg('--names', action='store_true', help='name private patients in a file or pipe, too (default: numbers)'),
@@ -230,7 +238,7 @@ def data_verify(args):
         print(text, '  private patients are numbered here; --names prints their names', sep='\n')
     return 0 if report.ok else 1
 
-# %% ../nbs/01_cli.ipynb #c054
+# %% ../nbs/01_cli.ipynb #c065
 @command('data fetch',
     arg('cohort', choices=('lgg',), help='name of the cohort'),
     arg('--dest', metavar='DIR', help='folder to write to (default: `lgg` in the cache folder)'),
@@ -242,13 +250,14 @@ def data_fetch(args):
     print(report)
     return 0 if report.ok else 1
 
-# %% ../nbs/01_cli.ipynb #c058
+# %% ../nbs/01_cli.ipynb #c069
 def _fold(text): return text if text=='all' else int(text) # argparse words the message
 
 def _next_step(card):
     "How the new model is used."
     return f'model: {card}   try: neuroseg predict SCAN -o out --model {card}'
 
+# %% ../nbs/01_cli.ipynb #c071
 def _train_folds(args, same):
     "Train and score one fold or all of them; print the scores and give the card."
     from neuroseg.learn.cross_validation import cross_validate, fit_cohort, recipe
@@ -260,7 +269,7 @@ def _train_folds(args, same):
     print(score_table('patients outside the training set', {name: s['scores']['dice'] for name,s in found.items()}))
     return Path(args.out)/'model'/f'{args.name}.json'
 
-# %% ../nbs/01_cli.ipynb #c060
+# %% ../nbs/01_cli.ipynb #c073
 @command('train', COHORT, RUN,
     arg('--fold', type=_fold, default=0, metavar='K',
         help="fold that is kept out of training and then scored; 'all': each fold in turn (default: 0)"),
@@ -289,7 +298,7 @@ def train(args):
     if args.fold!='all' or args.scores: then = _next_step(card)
     print(scrubber(policy_of(args.cohort, args.layout, private=args.private))(then))
 
-# %% ../nbs/01_cli.ipynb #c064
+# %% ../nbs/01_cli.ipynb #c078
 @command('finetune', COHORT, RUN, MODEL,
     arg('--rehearse', metavar='COHORT', help='cohort of the first training, mixed in so that it is not forgotten'),
     arg('--set', nargs='+', default=[], metavar='KEY=VALUE', help='settings: epochs=20 layers=decoder'),
@@ -305,7 +314,7 @@ def finetune(args):
                               rehearse=args.rehearse, progress=sys.stderr.isatty(), **same)
     print(found['expect'], _next_step(Path(args.out)/'model'/f'{args.name}.json'), sep='\n')
 
-# %% ../nbs/01_cli.ipynb #c069
+# %% ../nbs/01_cli.ipynb #c083
 @command('evaluate', COHORT,
     arg('-o', '--out', required=True, metavar='OUT', help='folder for patients.csv, summary.json and run.json'), MODEL,
     arg('--fold', type=int, metavar='K', help='only the patients of this fold (default: all that are not sealed)'),
@@ -328,7 +337,7 @@ def evaluate(args):
     inputs = 'FLAIR only' if args.flair_only else 'all sequences'
     print(score_table(found['conditions'], {inputs: found['scores']['dice']}))
 
-# %% ../nbs/01_cli.ipynb #c076
+# %% ../nbs/01_cli.ipynb #c090
 @command('reproduce',
     arg('studies', nargs='*', metavar='STUDY', help='names or numbers of studies (default: all)'),
     arg('--profile', choices=('smoke','cpu','gpu'), default='smoke',
@@ -345,7 +354,7 @@ def reproduce(args):
     done = reproduce(args.studies or None, args.profile, resume=args.resume, compare=args.compare, trial=args.trial)
     print('reports to open:', *(os.path.relpath(folder/'notebook.html') for folder in done), sep='\n  ')
 
-# %% ../nbs/01_cli.ipynb #c078
+# %% ../nbs/01_cli.ipynb #c093
 @command('figures',
     arg('studies', nargs='*', metavar='STUDY', help='names of studies (default: all)'),
     extra='reproduce', needs=('matplotlib', 'seaborn', 'yaml'), example='neuroseg figures thesis')
@@ -355,7 +364,7 @@ def figures(args):
     drawn = figures(names=args.studies or None)
     print(f'{len(drawn)} figure(s) drawn', *map(os.path.relpath, drawn), sep='\n  ')
 
-# %% ../nbs/01_cli.ipynb #c080
+# %% ../nbs/01_cli.ipynb #c096
 @command('claims',
     arg('--write', action='store_true', help='write CLAIMS.md first'),
     extra='reproduce', needs=('pandas', 'yaml'), example='neuroseg claims')
@@ -367,7 +376,7 @@ def claims(args):
     print(*faults, f'{len(faults)} fault(s)' if faults else f'{len(load_claims())} claims hold', sep='\n')
     return 1 if faults else 0
 
-# %% ../nbs/01_cli.ipynb #c084
+# %% ../nbs/01_cli.ipynb #c100
 @command('privacy mark',
     arg('folder', metavar='DIR', help='folder of the cohort'),
     arg('--name', metavar='NAME', help="name that may be printed (default: 'a private cohort')"),
@@ -381,7 +390,7 @@ def privacy_mark(args):
     mark(args.folder, private=not args.public, name=args.name, source=args.public)
     print(policy_of(args.folder))
 
-# %% ../nbs/01_cli.ipynb #c087
+# %% ../nbs/01_cli.ipynb #c103
 @command('privacy check',
     arg('paths', nargs='*', default=['.'], metavar='PATH', help='files, folders (default: all in git and new ones)'),
     arg('--cohort', metavar='DIR', help='folder of a private cohort whose names are searched, too'),
@@ -395,7 +404,7 @@ def privacy_check(args):
     print(*found, total if found else 'nothing found', sep='\n')
     return 1 if found else 0
 
-# %% ../nbs/01_cli.ipynb #c091
+# %% ../nbs/01_cli.ipynb #c108
 @command('app',
     arg('--port', type=int, metavar='N', help='port on this machine (default: 8501, or the next free one)'),
     arg('--address', default='localhost', metavar='HOST',
@@ -409,7 +418,7 @@ def app(args):
     os.environ['NEUROSEG_MODEL'] = str(load_card(args.model).path) # a bad card is refused here, not in the browser
     return need('streamlit.web.cli', extra='app').main(app_command(args.port, args.address), standalone_mode=False)
 
-# %% ../nbs/01_cli.ipynb #c094
+# %% ../nbs/01_cli.ipynb #c112
 @command('model',
     arg('card', nargs='?', metavar='CARD', help='card (.json) of your own model (default: the shipped model)'),
     arg('--json', action='store_true', help='the whole card, for programs'),

@@ -50,6 +50,7 @@ def shared_card():
 # %% ../../nbs/app/09_main.ipynb #c012
 LOADED,LOADING = {},threading.Lock()
 
+# %% ../../nbs/app/09_main.ipynb #c013
 def shared_segmenter(
     card, # `card.ModelCard`
 )->Segmenter: # The same one for all visitors
@@ -58,7 +59,7 @@ def shared_segmenter(
         if card.sha256 not in LOADED: LOADED.clear(); LOADED[card.sha256] = Segmenter(card)
         return LOADED[card.sha256]
 
-# %% ../../nbs/app/09_main.ipynb #c014
+# %% ../../nbs/app/09_main.ipynb #c015
 def load_ahead(
     card, # `card.ModelCard`
 ):
@@ -66,7 +67,7 @@ def load_ahead(
     try: shared_segmenter(card)
     except NeurosegError: pass
 
-# %% ../../nbs/app/09_main.ipynb #c018
+# %% ../../nbs/app/09_main.ipynb #c019
 def load_own(
     files:list, # Uploaded: an .onnx file and its card
 )->Segmenter|None: # Kept for this visit; None where the model is refused, with the reason on the page
@@ -80,7 +81,7 @@ def load_own(
     if error: st.error(safe_text(error))
     return segmenter
 
-# %% ../../nbs/app/09_main.ipynb #c020
+# %% ../../nbs/app/09_main.ipynb #c021
 def choose_model()->Segmenter|None: # The visitor's own model, if there is one
     "The uploader for a model, unless it is switched off."
     if os.environ.get('NEUROSEG_OWN_MODEL')=='off': return None
@@ -103,7 +104,7 @@ def sidebar(
     st.sidebar.caption(t('privacy'))
     return own
 
-# %% ../../nbs/app/09_main.ipynb #c024
+# %% ../../nbs/app/09_main.ipynb #c025
 @dataclass
 class Choice:
     "The scan that the visitor chose."
@@ -117,7 +118,7 @@ class Choice:
         if self.uploads: return tuple(u.file_id for u in self.uploads), self.together, self.frames
         return 'sample' if self.sample else None
 
-# %% ../../nbs/app/09_main.ipynb #c026
+# %% ../../nbs/app/09_main.ipynb #c027
 def _use_sample():
     "Take the built-in sample, with a new and empty uploader."
     st.session_state.wants_sample,st.session_state.turn = True, st.session_state.get('turn', 0)+1
@@ -136,7 +137,7 @@ def _together(names):
     if n<2: return True
     return st.radio(t('pictures_are', n=n), kinds, format_func=t, horizontal=True, key='together')=='one_scan'
 
-# %% ../../nbs/app/09_main.ipynb #c028
+# %% ../../nbs/app/09_main.ipynb #c030
 def choose_scan()->Choice:
     "The uploader, the button of the sample, and questions on pictures and videos."
     left,right = st.columns([3,1], vertical_alignment='bottom')
@@ -149,7 +150,7 @@ def choose_scan()->Choice:
     names = [u.name.lower() for u in uploads]
     return Choice(uploads, _together(names), _frames(names), st.session_state.get('wants_sample', False))
 
-# %% ../../nbs/app/09_main.ipynb #c031
+# %% ../../nbs/app/09_main.ipynb #c034
 def segment_choice(
     segmenter:Segmenter,
     choice:Choice,
@@ -164,7 +165,7 @@ def segment_choice(
     sample = Found(sample_path(), ('sample',))
     return [segment_found(segmenter, sample, name, on_progress=lambda share: _on_progress(share, name))], []
 
-# %% ../../nbs/app/09_main.ipynb #c034
+# %% ../../nbs/app/09_main.ipynb #c037
 def _computed(choice, key, segmenter_of):
     "Segment with a progress bar and a button that cancels."
     slot = st.empty()
@@ -176,7 +177,7 @@ def _computed(choice, key, segmenter_of):
     slot.empty()
     return found
 
-# %% ../../nbs/app/09_main.ipynb #c036
+# %% ../../nbs/app/09_main.ipynb #c039
 def current_results(
     own:Segmenter|None, # The visitor's model
     card, # `card.ModelCard` of the shared one
@@ -194,7 +195,7 @@ def current_results(
         kept[key] = _computed(choice, key, lambda: own or shared_segmenter(card))
     return kept[key]
 
-# %% ../../nbs/app/09_main.ipynb #c040
+# %% ../../nbs/app/09_main.ipynb #c044
 def overview_csv(
     results:list, # `Result`s
 )->str: # A row a scan
@@ -206,7 +207,7 @@ def overview_csv(
     out = csv.DictWriter(file, rows[0]); out.writeheader(); out.writerows(jsonable(rows))
     return file.getvalue()
 
-# %% ../../nbs/app/09_main.ipynb #c042
+# %% ../../nbs/app/09_main.ipynb #c046
 def _overview_row(result):
     "A row of the table, as Markdown."
     seg,s = result.found, result.found.stats
@@ -225,7 +226,7 @@ def overview(
         st.download_button(t('get_csv'), overview_csv(results), 'neuroseg.csv', 'text/csv', on_click='ignore',
                            icon=':material/download:')
 
-# %% ../../nbs/app/09_main.ipynb #c045
+# %% ../../nbs/app/09_main.ipynb #c050
 def icon(): # PIL image `(48,48)`, for the browser's tab
     "A red lesion in a grey head."
     from PIL import Image
@@ -233,7 +234,7 @@ def icon(): # PIL image `(48,48)`, for the browser's tab
     head,lesion = x**2/.6 + y**2 < .95, (x-.2)**2 + (y+.25)**2 < .09
     return Image.fromarray(np.where(lesion[...,None], RED, np.where(head, 120, 255)[...,None]).astype(np.uint8))
 
-# %% ../../nbs/app/09_main.ipynb #c047
+# %% ../../nbs/app/09_main.ipynb #c053
 def page_content():
     "The page, top to bottom."
     choose_language()
@@ -255,7 +256,7 @@ def _start(choice, refusals):
     "What to do first, where nothing is chosen yet."
     if choice.key is None and not refusals: st.info(t('start'), icon=':material/arrow_upward:')
 
-# %% ../../nbs/app/09_main.ipynb #c049
+# %% ../../nbs/app/09_main.ipynb #c056
 def page():
     "The application, as Streamlit runs it."
     prepare_server()

@@ -29,12 +29,13 @@ def _volume_rows(seg, lang):
         rows.append((say('largest', lang), figure(seg.stats['largest_ml'], '.1f', lang)+' mL'))
     return rows
 
+# %% ../../nbs/app/04_pdf_report.ipynb #c009
 def _spacing(scan, lang):
     "Voxel spacing `x x y x z` in mm, in words where it is unknown."
     if not scan.spacing_mm: return say('unknown', lang)
     return ' x '.join(figure(v, '.3g', lang) for v in scan.spacing_mm[::-1])+' mm'
 
-# %% ../../nbs/app/04_pdf_report.ipynb #c008
+# %% ../../nbs/app/04_pdf_report.ipynb #c012
 def measured(
     seg:Segmentation, # At the threshold that is shown
     lang:str='en', # One of `i18n.LANGUAGES`
@@ -48,7 +49,7 @@ def measured(
             ('sequences', ', '.join(say(q, lang) for q in scan.sequences)), ('spacing', _spacing(scan, lang))]
     return _volume_rows(seg, lang) + [(say(k, lang).lower(), str(v)) for k,v in rows]
 
-# %% ../../nbs/app/04_pdf_report.ipynb #c012
+# %% ../../nbs/app/04_pdf_report.ipynb #c016
 def warning_lines(
     seg:Segmentation, # At the threshold that is shown
     lang:str='en', # One of `i18n.LANGUAGES`
@@ -57,7 +58,7 @@ def warning_lines(
     rows = [(getattr(w, 'severity', 'warning'), translated(w, lang)) for w in seg.warnings]
     return sorted(rows, key=lambda row: row[0]=='note')
 
-# %% ../../nbs/app/04_pdf_report.ipynb #c016
+# %% ../../nbs/app/04_pdf_report.ipynb #c020
 def score_rows(
     metrics, # Of a model card: numbers in nested dicts
     path:str='', # Names of the groups above
@@ -72,7 +73,7 @@ def score_rows(
             rows[name] = round(v, 3)
     return rows
 
-# %% ../../nbs/app/04_pdf_report.ipynb #c018
+# %% ../../nbs/app/04_pdf_report.ipynb #c023
 def model_facts(
     card, # `card.ModelCard`
     lang:str='en', # One of `i18n.LANGUAGES`
@@ -85,7 +86,7 @@ def model_facts(
     scores = [(translated(k, lang), figure(v, '.3f', lang)) for k,v in score_rows(f.get('metrics')).items()]
     return [(say(k, lang), str(v)) for k,v in rows if v] + [('SHA-256', card.sha256[:16]+'...')] + scores
 
-# %% ../../nbs/app/04_pdf_report.ipynb #c022
+# %% ../../nbs/app/04_pdf_report.ipynb #c027
 def pdf_text(
     text, # Any text, with Markdown marks or without
 )->str: # Of characters in the standard fonts of PDF
@@ -93,11 +94,12 @@ def pdf_text(
     text = re.sub('[`*]', '', str(text)).translate({0x2013:'-', 0x2014:'-', 0x2026:'...'})
     return text.encode('cp1252', 'replace').decode('cp1252')
 
-# %% ../../nbs/app/04_pdf_report.ipynb #c025
+# %% ../../nbs/app/04_pdf_report.ipynb #c030
 INK,FAINT,RED = (.13,.13,.16), (.42,.42,.46), (.70,.13,.11) # Colours of text, red, green and blue in [0, 1]
 A4_PT = (595,842) # Points of 1/72 inch
 BOTTOM_PT = 60 # Where a page is full
 
+# %% ../../nbs/app/04_pdf_report.ipynb #c031
 class _Page:
     "A page that is filled from the top; lengths in points."
     left,right = 48,547
@@ -120,7 +122,7 @@ class _Page:
             self.c.drawString(x, self.y, line)
         return self
 
-# %% ../../nbs/app/04_pdf_report.ipynb #c028
+# %% ../../nbs/app/04_pdf_report.ipynb #c034
 def _table(page, rows, x, width, share=.42):
     "Two columns, labels in grey; `share` is the first column's part of the width."
     for k,v in rows:
@@ -130,6 +132,7 @@ def _table(page, rows, x, width, share=.42):
         page.text(v, 9, x=x+(share+.02)*width, width=(.98-share)*width)
         page.y = min(page.y, low)
 
+# %% ../../nbs/app/04_pdf_report.ipynb #c037
 def _picture(page, image, height):
     "A picture across the page, at most `height` points high."
     w,h = image.size
@@ -138,7 +141,7 @@ def _picture(page, image, height):
     page.y -= h*scale + 8
     page.c.drawImage(need('reportlab.lib.utils', extra='app').ImageReader(file), page.left, page.y, w*scale, h*scale)
 
-# %% ../../nbs/app/04_pdf_report.ipynb #c030
+# %% ../../nbs/app/04_pdf_report.ipynb #c040
 def _bars(page, areas, title, note, height=55):
     "Lesion area of each slice as bars, `height` points high."
     page.text(title, 10.5, bold=True)
@@ -150,13 +153,14 @@ def _bars(page, areas, title, note, height=55):
     page.c.setStrokeColorRGB(*FAINT); page.c.line(page.left, page.y, page.right, page.y)
     page.text(note, 8, colour=FAINT)
 
-# %% ../../nbs/app/04_pdf_report.ipynb #c034
+# %% ../../nbs/app/04_pdf_report.ipynb #c045
 def _side_by_side(images):
     "Pictures of equal height in a row, with a white gap of 16 pixels."
     from PIL import Image
     a,b = (np.asarray(im.convert('RGB')) for im in images)
     return Image.fromarray(np.hstack([a, np.full_like(a[:,:16], 255), b]))
 
+# %% ../../nbs/app/04_pdf_report.ipynb #c047
 def main_slice(
     seg:Segmentation, # At the threshold that is shown
     shown:Views, # Of its scan
@@ -169,13 +173,14 @@ def main_slice(
     if len(mask)==1: return _side_by_side(sides), say('only_slice', lang)
     return _side_by_side(sides), say('slice_of', lang, plane=say('axial', lang), k=k+1, n=len(mask))
 
-# %% ../../nbs/app/04_pdf_report.ipynb #c038
+# %% ../../nbs/app/04_pdf_report.ipynb #c051
 def _head(page, title, when, lang):
     "Title, notice and date."
     page.text('NeuroSeg', 10, colour=FAINT).text(title, 16, bold=True, gap=8)
     page.text(say('notice', lang), 9.5, bold=True, colour=RED)
     page.text(say('date', lang) + say('colon', lang) + when, 9, colour=FAINT)
 
+# %% ../../nbs/app/04_pdf_report.ipynb #c053
 def _pictures(page, seg, shown, lang):
     "The slice with the largest lesion area, and an overview of a stack."
     many = seg.scan.n_slices>1
@@ -184,6 +189,7 @@ def _pictures(page, seg, shown, lang):
     if many: _picture(page, preview(seg.scan, seg.mask, n=12, cols=6, letters=say('sides', lang)), 165)
     page.text('', gap=6)
 
+# %% ../../nbs/app/04_pdf_report.ipynb #c055
 def _tables(page, seg, lang):
     "Measurements on the left, the model on the right."
     top = page.y
@@ -193,7 +199,7 @@ def _tables(page, seg, lang):
     _table(page, model_facts(seg.card, lang), 310, 237, share=.5)
     page.y = min(page.y, low) - 4
 
-# %% ../../nbs/app/04_pdf_report.ipynb #c040
+# %% ../../nbs/app/04_pdf_report.ipynb #c058
 def report_pdf(
     seg:Segmentation, # At the threshold that is shown
     name:str, # Of the scan, for the title

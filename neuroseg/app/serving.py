@@ -20,6 +20,7 @@ APP_FLAGS = {'server.address': 'localhost', 'server.maxUploadSize': MAX_FILE_MB,
              'client.showErrorDetails': 'none', 'logger.level': 'error', 'theme.light.primaryColor': '#a02c20',
              'theme.dark.primaryColor': '#ff9a8b', 'theme.font': 'sans-serif'}
 
+# %% ../../nbs/app/06_serving.ipynb #c007
 def app_command(
     port:int|None=None, # By default 8501, or the next free one
     address:str='localhost', # Where the server listens; '0.0.0.0' is the whole network
@@ -28,7 +29,7 @@ def app_command(
     flags = APP_FLAGS | {'server.address': address} | ({} if port is None else {'server.port': port})
     return ['run', str(package_dir()/'app'/'main.py'), *(f'--{k}={v}' for k,v in flags.items())]
 
-# %% ../../nbs/app/06_serving.ipynb #c009
+# %% ../../nbs/app/06_serving.ipynb #c010
 def check_port(
     port:int, # 1024 to 65535
 ):
@@ -39,16 +40,18 @@ def check_port(
         try: s.bind(('localhost', port))
         except OSError: raise ConfigError(f'port {port} is in use; choose another one with --port') from None
 
-# %% ../../nbs/app/06_serving.ipynb #c013
+# %% ../../nbs/app/06_serving.ipynb #c014
 SPOOL_BYTES = 2**28 # Above `MAX_FILE_MB`, so that no upload reaches it
 
+# %% ../../nbs/app/06_serving.ipynb #c015
 def keep_uploads_in_memory():
     "Let Starlette keep every upload in memory instead of in a file of its own."
     need('starlette.formparsers', extra='app').MultiPartParser.spool_max_size = SPOOL_BYTES
 
-# %% ../../nbs/app/06_serving.ipynb #c016
+# %% ../../nbs/app/06_serving.ipynb #c018
 MAX_HELD_MB = 3*MAX_FILE_MB # Of one visit in the server's memory: a scan, a reference and a model
 
+# %% ../../nbs/app/06_serving.ipynb #c019
 def bounded(
     add_file, # Method of Streamlit's file manager, which accepts every file
     max_mb:int=MAX_HELD_MB, # Of one visit
@@ -61,7 +64,7 @@ def bounded(
         return add_file(self, session_id, file)
     return _add_file
 
-# %% ../../nbs/app/06_serving.ipynb #c019
+# %% ../../nbs/app/06_serving.ipynb #c022
 @cache
 def prepare_server():
     "Make the two changes to the server that has imported the page; a second call does nothing."

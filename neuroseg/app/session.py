@@ -28,6 +28,7 @@ from .i18n import say, translated
 # %% ../../nbs/app/05_session.ipynb #c007
 RESULTS = count() # Numbers for `Result.key`
 
+# %% ../../nbs/app/05_session.ipynb #c008
 @dataclass
 class Result:
     "A segmented scan, with what its report needs after the files are deleted."
@@ -43,7 +44,7 @@ class Result:
         if threshold not in self.last: self.last = {threshold: self.found.with_threshold(threshold)}
         return self.last[threshold]
 
-# %% ../../nbs/app/05_session.ipynb #c009
+# %% ../../nbs/app/05_session.ipynb #c010
 def segment_found(
     segmenter:Segmenter,
     found:Found, # A scan whose files still exist
@@ -60,10 +61,11 @@ def segment_found(
     seg.notes,seg.warnings = found.notes + seg.notes, found.notes + seg.warnings
     return Result(name, seg, inputs, views(scan))
 
-# %% ../../nbs/app/05_session.ipynb #c015
+# %% ../../nbs/app/05_session.ipynb #c016
 AT_ONCE = 2 # Scans segmented at the same time; ONNX Runtime keeps all cores busy with one
 GATE = threading.BoundedSemaphore(AT_ONCE)
 
+# %% ../../nbs/app/05_session.ipynb #c017
 @contextmanager
 def turn(
     waiting=lambda: None, # Called twice a second while the visitor waits; may raise
@@ -73,7 +75,7 @@ def turn(
     try: yield
     finally: GATE.release()
 
-# %% ../../nbs/app/05_session.ipynb #c019
+# %% ../../nbs/app/05_session.ipynb #c021
 @dataclass(frozen=True)
 class Refusal:
     "A scan that could not be used, and the reason."
@@ -84,6 +86,7 @@ class Refusal:
         said = translated(self.message, lang)
         return said if not self.name or f'`{self.name}' in said else self.name + say('colon', lang) + said
 
+# %% ../../nbs/app/05_session.ipynb #c023
 def no_room(
     name:str, # Of the scan
 )->Message:
@@ -91,7 +94,7 @@ def no_room(
     return Message('no_room',
         'this machine has too little memory or disk for `{name}`; give a smaller scan', 'error', name=name)
 
-# %% ../../nbs/app/05_session.ipynb #c021
+# %% ../../nbs/app/05_session.ipynb #c026
 def _attempt(segmenter, found, name, **kwargs):
     "A `Result`, or a `Refusal` where the scan cannot be used."
     try: return segment_found(segmenter, found, name, **kwargs)
@@ -107,7 +110,7 @@ def _stored_scans(uploads, folder, together):
     except NeurosegError as e: return Refusal('', e.message)
     except (MemoryError, OSError): return Refusal('', no_room('…'))
 
-# %% ../../nbs/app/05_session.ipynb #c025
+# %% ../../nbs/app/05_session.ipynb #c030
 def segment_uploads(
     segmenter:Segmenter,
     uploads:list, # Objects with `name` and `getvalue()`
@@ -126,7 +129,7 @@ def segment_uploads(
             done.append(_attempt(segmenter, f, name, frames=frames, on_progress=_on_progress))
     return [r for r in done if isinstance(r, Result)], [r for r in done if isinstance(r, Refusal)]
 
-# %% ../../nbs/app/05_session.ipynb #c029
+# %% ../../nbs/app/05_session.ipynb #c035
 def _zipped(folder):
     "A folder as a zip archive in memory."
     packed = io.BytesIO()
@@ -134,6 +137,7 @@ def _zipped(folder):
         for f in sorted(p for p in folder.rglob('*') if p.is_file()): z.write(f, f.relative_to(folder))
     return packed.getvalue()
 
+# %% ../../nbs/app/05_session.ipynb #c037
 def bundle(
     result:Result, # Of the scan
     seg:Segmentation, # The same, at the threshold that is shown
@@ -145,7 +149,7 @@ def bundle(
         write_json(folder/'report.json', read_json(folder/'report.json') | dict(input=result.inputs))
         return _zipped(folder)
 
-# %% ../../nbs/app/05_session.ipynb #c031
+# %% ../../nbs/app/05_session.ipynb #c040
 def nifti_bytes(
     write, # `write_mask_nifti` or `write_prob_nifti`
     values:np.ndarray, # `(Z,Y,X)` on the scan's grid
@@ -156,9 +160,10 @@ def nifti_bytes(
         write(Path(d)/'v.nii.gz', values, scan)
         return (Path(d)/'v.nii.gz').read_bytes()
 
-# %% ../../nbs/app/05_session.ipynb #c035
+# %% ../../nbs/app/05_session.ipynb #c044
 SCORES = ('dice','iou','precision','recall','volume_error_ml','hd95_mm','surface_dice') # In the order of the page
 
+# %% ../../nbs/app/05_session.ipynb #c045
 def agreement(
     seg:Segmentation, # At the threshold that is shown
     truth:np.ndarray, # Boolean reference `(Z,Y,X)`, on the scan's grid

@@ -29,16 +29,18 @@ from ..segmentation.result import Segmenter
 # %% ../../nbs/app/01_uploads.ipynb #c008
 MAX_NAME = 100 # Characters; file systems allow 255 bytes, and a letter may take 4
 
+# %% ../../nbs/app/01_uploads.ipynb #c009
 def safe_name(
     name:str, # From a browser or an archive
 )->str: # Letters, digits, blanks and `._()-`; empty if nothing is left
     "A file name without folders and special characters."
     return re.sub(r'[^\w.() -]', '_', PurePosixPath(name.replace('\\', '/')).name)[-MAX_NAME:].lstrip('.')
 
-# %% ../../nbs/app/01_uploads.ipynb #c011
+# %% ../../nbs/app/01_uploads.ipynb #c012
 MAX_UPLOAD_MB = 200 # Of one visit; a study of three volumes takes 20 to 100 MB
 MAX_FILES = 600 # Of one visit, and of one archive; three series of 200 slices
 
+# %% ../../nbs/app/01_uploads.ipynb #c013
 def check_total(
     uploads:list, # Objects with `getvalue()`
 ):
@@ -50,7 +52,7 @@ def check_total(
             'give one patient at a time, or use `neuroseg predict`', 'error',
             n_files=len(uploads), total_mb=total_mb, max_files=MAX_FILES, max_mb=MAX_UPLOAD_MB))
 
-# %% ../../nbs/app/01_uploads.ipynb #c014
+# %% ../../nbs/app/01_uploads.ipynb #c016
 def store(
     uploads:list, # Objects with `name` and `getvalue()`, as Streamlit gives them
     folder, # Where the files are written
@@ -68,10 +70,11 @@ def store(
         paths.append(path)
     return sorted(paths, key=natural_key)
 
-# %% ../../nbs/app/01_uploads.ipynb #c018
+# %% ../../nbs/app/01_uploads.ipynb #c020
 ZIP_TAIL_BYTES = 66_000 # Both end records and the longest comment fit in
 LISTING_BYTES = 1000 # Of one file in the list: 46 bytes and its name, which is seldom longer than 200
 
+# %% ../../nbs/app/01_uploads.ipynb #c021
 def _listing_bytes(path):
     "How long an archive says its list of files is."
     with open(path, 'rb') as f:
@@ -82,7 +85,7 @@ def _listing_bytes(path):
         return [struct.unpack_from(fmt, end, s)[0] for s in starts if s+8<=len(end)]
     return max([*_at(b'PK\5\6', '<I', 12), *_at(b'PK\6\6', '<Q', 40)], default=0)
 
-# %% ../../nbs/app/01_uploads.ipynb #c020
+# %% ../../nbs/app/01_uploads.ipynb #c024
 def _unreadable_zip(name, e):
     "The error of an archive that Python cannot read."
     return InputError(Message('bad_zip',
@@ -97,14 +100,16 @@ def _opened_zip(path):
     try: return zipfile.ZipFile(path)
     except zipfile.BadZipFile as e: raise _unreadable_zip(path.name, e) from e
 
-# %% ../../nbs/app/01_uploads.ipynb #c023
+# %% ../../nbs/app/01_uploads.ipynb #c027
 MAX_UNPACKED_MB = 1000 # Of one archive
 
+# %% ../../nbs/app/01_uploads.ipynb #c028
 def _wanted(info):
     "Whether an entry of an archive is a file of the user's."
     name = info.filename
     return not (info.is_dir() or name.startswith('__MACOSX') or PurePosixPath(name).name.startswith('.'))
 
+# %% ../../nbs/app/01_uploads.ipynb #c030
 def _entries(z, name):
     "Files of an archive, within the limits."
     found = [i for i in z.infolist() if _wanted(i)]
@@ -121,14 +126,16 @@ def _entries(z, name):
             '`{name}` is locked with a password; zip it again without', 'error', name=name))
     return found
 
-# %% ../../nbs/app/01_uploads.ipynb #c026
+# %% ../../nbs/app/01_uploads.ipynb #c033
 KEPT_LEVELS = 4 # Innermost folders of an archive that are kept, the file included: patient, study, series, file
 
+# %% ../../nbs/app/01_uploads.ipynb #c034
 def _unpacked_path(folder, filename):
     "Where a file of an archive goes; None where its name has no safe character."
     parts = [p for p in map(safe_name, filename.replace('\\', '/').split('/')) if p]
     return Path(folder, *parts[-KEPT_LEVELS:]) if parts else None
 
+# %% ../../nbs/app/01_uploads.ipynb #c036
 def _read_entry(z, info, name, left):
     "Bytes of a file in an archive; an error if they are more than `left`."
     try:
@@ -140,7 +147,7 @@ def _read_entry(z, info, name, left):
             'error', name=name, max_mb=MAX_UNPACKED_MB))
     return data
 
-# %% ../../nbs/app/01_uploads.ipynb #c028
+# %% ../../nbs/app/01_uploads.ipynb #c038
 def unpack(
     path, # Zip file
     folder, # Where its files are written; made if it does not exist
@@ -157,7 +164,7 @@ def unpack(
             dest.write_bytes(data)
     return Path(folder)
 
-# %% ../../nbs/app/01_uploads.ipynb #c032
+# %% ../../nbs/app/01_uploads.ipynb #c042
 def _dicom_header(path):
     "The header of a DICOM file, without its voxels."
     import pydicom
@@ -169,7 +176,7 @@ def _dicom_header(path):
                 name=path.name))
         return pydicom.dcmread(path, stop_before_pixels=True)
 
-# %% ../../nbs/app/01_uploads.ipynb #c034
+# %% ../../nbs/app/01_uploads.ipynb #c044
 def by_series(
     files:list, # DICOM files
 )->list: # `reading.Found`, one a series
@@ -186,9 +193,10 @@ def by_series(
             name=files[0].name))
     return list(series.values())
 
-# %% ../../nbs/app/01_uploads.ipynb #c037
+# %% ../../nbs/app/01_uploads.ipynb #c047
 KINDS = ('nifti','zip','video','picture','dicom','other')
 
+# %% ../../nbs/app/01_uploads.ipynb #c048
 def _kind(path):
     "Which of `KINDS` a file is."
     name = path.name.lower()
@@ -198,7 +206,7 @@ def _kind(path):
     if name.endswith(IMAGE_ENDINGS): return 'picture'
     return 'dicom' if name.endswith('.dcm') or is_dicom(path) else 'other'
 
-# %% ../../nbs/app/01_uploads.ipynb #c040
+# %% ../../nbs/app/01_uploads.ipynb #c051
 def scans_in_folder(
     folder:Path, # An unpacked archive
     name:str, # Of the archive, without ending
@@ -212,7 +220,7 @@ def scans_in_folder(
             '`{name}` holds no scan; zip NIfTI, DICOM or picture files', 'error', name=f'{name}.zip'))
     return [Found(f.source, (name if f.source==folder else f.parts[-1],), f.notes) for f in expand(folder)]
 
-# %% ../../nbs/app/01_uploads.ipynb #c043
+# %% ../../nbs/app/01_uploads.ipynb #c054
 def scans_in_files(
     paths:list, # Stored files
     *,
@@ -230,7 +238,7 @@ def scans_in_files(
     if together and len(pictures)>1: return found + [Found(pictures, (f'{len(pictures)} slices',))]
     return found + [Found(p, (p.stem,)) for p in pictures]
 
-# %% ../../nbs/app/01_uploads.ipynb #c047
+# %% ../../nbs/app/01_uploads.ipynb #c058
 def _nifti_voxels(path):
     "Voxels that a NIfTI header promises."
     with decoding(path, 'a NIfTI volume'):
@@ -238,11 +246,13 @@ def _nifti_voxels(path):
         with (gzip.open if packed else open)(path, 'rb') as f: header = f.read(540) # NIfTI-2's, the longer one
         return int(np.prod(nifti_header(header, path.name)[0].get_data_shape(), dtype=float))
 
+# %% ../../nbs/app/01_uploads.ipynb #c061
 def _dicom_voxels(path):
     "Pixels that the header of a DICOM slice promises."
     ds = _dicom_header(path)
     return int(ds.get('Rows') or 0)*int(ds.get('Columns') or 0)
 
+# %% ../../nbs/app/01_uploads.ipynb #c064
 def _picture_voxels(path):
     "Pixels of a picture, its pages and its colours."
     from PIL import Image
@@ -252,10 +262,11 @@ def _picture_voxels(path):
             channels = 1 if im.mode in ('1','L','I','F','I;16') else 3
             return im.width*im.height*getattr(im, 'n_frames', 1)*channels
 
-# %% ../../nbs/app/01_uploads.ipynb #c049
+# %% ../../nbs/app/01_uploads.ipynb #c066
 MAX_VISIT_VOXELS = 60_000_000 # Of all scans of one visit, every sequence counted: 240 MB in memory as float32
 COUNTED = dict(nifti=_nifti_voxels, dicom=_dicom_voxels, picture=_picture_voxels) # A video has a limit of its own
 
+# %% ../../nbs/app/01_uploads.ipynb #c067
 def _voxels(path):
     "Voxels that a file promises; 0 for one that cannot be read, since the error comes when it is read."
     try: return COUNTED.get(_kind(path), lambda path: 0)(path)
@@ -276,14 +287,14 @@ def check_size(
             'the upload holds {n_voxels:,} voxels, more than the {max_voxels:,} allowed; crop it, or use '
             '`neuroseg predict`', 'error', n_voxels=total, max_voxels=MAX_VISIT_VOXELS))
 
-# %% ../../nbs/app/01_uploads.ipynb #c052
+# %% ../../nbs/app/01_uploads.ipynb #c071
 def _read_any(source, first, last):
     "A scan from a video, or from what `read_scan` knows."
     if isinstance(source, Path) and source.is_file() and _kind(source)=='video':
         return read_video(source, first=first, last=last, max_voxels=MAX_VISIT_VOXELS)
     return read_scan(source)
 
-# %% ../../nbs/app/01_uploads.ipynb #c054
+# %% ../../nbs/app/01_uploads.ipynb #c074
 def read_found(
     found:Found, # From `scans_in_files`
     *,
@@ -303,7 +314,7 @@ def read_found(
                                  sequences=', '.join(scan.sequences)))
     return scan
 
-# %% ../../nbs/app/01_uploads.ipynb #c058
+# %% ../../nbs/app/01_uploads.ipynb #c078
 def oriented_mask(
     path, # NIfTI mask
     scan:Scan, # That the mask was drawn on
@@ -316,7 +327,7 @@ def oriented_mask(
     turned = nib.Nifti1Image(mask.transpose(2,1,0).astype(np.uint8), img.affine).as_reoriented(turn)
     return np.asarray(turned.dataobj).transpose(2,1,0)>0, turned.affine
 
-# %% ../../nbs/app/01_uploads.ipynb #c060
+# %% ../../nbs/app/01_uploads.ipynb #c081
 def _stacked_masks(paths):
     "Pictures as one mask `(Z,Y,X)`."
     masks = [read_mask(p) for p in paths]
@@ -340,7 +351,7 @@ def _check_grid(mask, affine, scan):
         raise ShapeError(Message('reference_grid',
             'the reference lies on another grid than the scan (their affines differ); draw it on this scan', 'error'))
 
-# %% ../../nbs/app/01_uploads.ipynb #c062
+# %% ../../nbs/app/01_uploads.ipynb #c084
 def read_reference(
     paths:list, # One NIfTI mask, or one picture a slice in order
     scan:Scan, # That the mask was drawn on
@@ -355,7 +366,7 @@ def read_reference(
     _check_grid(mask, affine, scan)
     return mask
 
-# %% ../../nbs/app/01_uploads.ipynb #c066
+# %% ../../nbs/app/01_uploads.ipynb #c088
 def _two_files():
     "The error where one of the two files is missing."
     return InputError(Message('model_two_files', 'a model is two files, .onnx and its card .json; give both', 'error'))

@@ -25,7 +25,7 @@ from .visit import errors_shown, f, language, safe_text, t
 
 st = need('streamlit', extra='app')
 
-# %% ../../nbs/app/08_viewer.ipynb #c008
+# %% ../../nbs/app/08_viewer.ipynb #c009
 @dataclass
 class ViewSettings:
     "How the visitor views a scan."
@@ -36,9 +36,10 @@ class ViewSettings:
     window:tuple # Darkest and brightest grey level, percent
     place:object=st # Where the slider of the slices goes
 
-# %% ../../nbs/app/08_viewer.ipynb #c011
+# %% ../../nbs/app/08_viewer.ipynb #c012
 LOWEST,HIGHEST = .02,.98 # Ends of the slider of the threshold; at 0 and 1 every voxel or none is tumour
 
+# %% ../../nbs/app/08_viewer.ipynb #c013
 def _switches(result):
     "Planes, layer and sequence, in a row above the pictures."
     key,names,row = result.key, list(result.shown.volumes), st.container(horizontal=True, gap='medium')
@@ -51,7 +52,7 @@ def _switches(result):
     layer = _switch('layer', layers, 'outline')
     return planes, layer, _switch('sequence', names, 'flair') if len(names)>1 else names[0]
 
-# %% ../../nbs/app/08_viewer.ipynb #c013
+# %% ../../nbs/app/08_viewer.ipynb #c015
 def view_controls(
     result:Result,
 )->ViewSettings:
@@ -66,7 +67,7 @@ def view_controls(
     window = b.slider(t('window'), 0, 100, (0,100), key=f'window {key}', help=t('window_help'), format='%d %%')
     return ViewSettings(result.with_threshold(threshold), planes, layer, sequence, window, slices)
 
-# %% ../../nbs/app/08_viewer.ipynb #c017
+# %% ../../nbs/app/08_viewer.ipynb #c020
 def caption(
     result:Result,
     how:ViewSettings,
@@ -82,7 +83,7 @@ def caption(
     here = t('lesion_here', area=f(areas[k], 'g'), unit=unit) if areas[k] else t('no_lesion_here')
     return where + t('colon') + here
 
-# %% ../../nbs/app/08_viewer.ipynb #c019
+# %% ../../nbs/app/08_viewer.ipynb #c023
 def slice_slider(
     box, # Where the slider goes: `st`, a column, a container
     result:Result,
@@ -97,7 +98,7 @@ def slice_slider(
     start = int(areas.argmax() if areas.any() else n//2)+1
     return box.slider(label, 1, n, start, key=f'{plane} {result.key}', help=t('keys'))-1
 
-# %% ../../nbs/app/08_viewer.ipynb #c021
+# %% ../../nbs/app/08_viewer.ipynb #c026
 def _drawn(box, result, how, plane, k, cross=None):
     "Draw one slice with caption and layer into a box, and return the picture."
     shown = result.shown
@@ -110,7 +111,7 @@ def _drawn(box, result, how, plane, k, cross=None):
     box.image(image, words, width='stretch', alt=words+legend)
     return image
 
-# %% ../../nbs/app/08_viewer.ipynb #c024
+# %% ../../nbs/app/08_viewer.ipynb #c030
 def pictures(
     result:Result,
     how:ViewSettings,
@@ -124,7 +125,7 @@ def pictures(
     _drawn(left, result, replace(how, layer=None), 'axial', k)
     return k, _drawn(right, result, how, 'axial', k)
 
-# %% ../../nbs/app/08_viewer.ipynb #c027
+# %% ../../nbs/app/08_viewer.ipynb #c034
 def extent_chart(
     areas:list, # From `views.extent`
     unit:str, # Of the areas
@@ -133,13 +134,13 @@ def extent_chart(
     "Bars of lesion area, the shown slice in red."
     rows = [dict(slice=i+1, area=a, shown=i==k) for i,a in enumerate(areas)]
     ink = '#e4e4e4' if st.context.theme.type=='dark' else '#333333' # Streamlit's own grey is too faint
-    colour = dict(condition=dict(test='datum.shown', value=f"rgb({','.join(map(str, RED))})"), value='#8794a3')
+    colour = dict(condition=dict(test='datum.shown', value=f'rgb{RED}'), value='#8794a3')
     x = dict(field='slice', type='ordinal', title=t('slice').lower(), axis=dict(labelOverlap=True, labelAngle=0))
     y = dict(field='area', type='quantitative', title=f"{t('area')}, {unit}")
     return dict(data=dict(values=rows), mark=dict(type='bar', tooltip=True), height=150,
                 config=dict(axis=dict(labelColor=ink, titleColor=ink)), encoding=dict(x=x, y=y, color=colour))
 
-# %% ../../nbs/app/08_viewer.ipynb #c029
+# %% ../../nbs/app/08_viewer.ipynb #c037
 def show_extent(
     result:Result,
     how:ViewSettings,
@@ -151,7 +152,7 @@ def show_extent(
     st.markdown(f"**{t('extent')}**")
     st.vega_lite_chart(extent_chart(areas, unit, k), width='stretch', alt=words)
 
-# %% ../../nbs/app/08_viewer.ipynb #c033
+# %% ../../nbs/app/08_viewer.ipynb #c041
 def show_measurements(
     seg:Segmentation, # At the chosen threshold
 ):
@@ -165,7 +166,7 @@ def show_measurements(
     box = st.container(border=True, horizontal=True, gap='small')
     for label,value,about in rows: box.metric(label, value, help=about, width=98)
 
-# %% ../../nbs/app/08_viewer.ipynb #c036
+# %% ../../nbs/app/08_viewer.ipynb #c044
 def show_warnings(
     seg:Segmentation, # At the chosen threshold
 ):
@@ -175,20 +176,20 @@ def show_warnings(
         lines = [f'- {safe_text(w)}' for kind,w in rows if kind==severity]
         if lines: box('\n'.join(lines))
 
-# %% ../../nbs/app/08_viewer.ipynb #c040
+# %% ../../nbs/app/08_viewer.ipynb #c048
 def _png(image):
     "A picture as the bytes of a PNG file."
     file = io.BytesIO(); image.save(file, 'PNG')
     return file.getvalue()
 
-# %% ../../nbs/app/08_viewer.ipynb #c042
+# %% ../../nbs/app/08_viewer.ipynb #c051
 def _json_report(result, seg):
     "The report of `neuroseg predict`, with the scores against a reference where there is one."
     scores = {} if result.truth is None else dict(reference=agreement(seg, result.truth))
     report = seg.report(result.name) | dict(input=result.inputs) | scores
     return json.dumps(jsonable(report), indent=2, sort_keys=True)
 
-# %% ../../nbs/app/08_viewer.ipynb #c044
+# %% ../../nbs/app/08_viewer.ipynb #c054
 def download_buttons(
     result:Result,
     seg:Segmentation, # At the chosen threshold
@@ -210,7 +211,7 @@ def download_buttons(
     _button(more, 'get_png', lambda: _png(view), 'view.png', 'image/png')
     _button(more, 'get_json', lambda: _json_report(result, seg), 'report.json', 'application/json')
 
-# %% ../../nbs/app/08_viewer.ipynb #c048
+# %% ../../nbs/app/08_viewer.ipynb #c058
 def _update_reference(result, files):
     "Read a new reference, or forget one that was removed; returns the error `Message`, if any."
     key,before = tuple(u.file_id for u in files), st.session_state.get('compared', ())
@@ -225,7 +226,7 @@ def _update_reference(result, files):
     st.session_state.compared,st.session_state.show_difference = (result.key, key, error), result.truth is not None
     st.rerun()
 
-# %% ../../nbs/app/08_viewer.ipynb #c050
+# %% ../../nbs/app/08_viewer.ipynb #c061
 def _scores(result, seg):
     "Scores against the reference; surface Dice on request, where MONAI is installed."
     try: return agreement(seg, result.truth, surface=st.toggle(t('surfaces'), key=f'surfaces {result.key}'))
@@ -233,7 +234,7 @@ def _scores(result, seg):
         st.caption(t('surfaces_need'))
         return agreement(seg, result.truth)
 
-# %% ../../nbs/app/08_viewer.ipynb #c052
+# %% ../../nbs/app/08_viewer.ipynb #c064
 def compare(
     result:Result,
     seg:Segmentation, # At the chosen threshold
@@ -247,7 +248,7 @@ def compare(
     rows = [f"| {labels.get(k) or t(k)} | {f(v, '.3f')} |" for k,v in _scores(result, seg).items()]
     st.markdown(f"| {t('score')} | {t('value')} |\n|---|--:|\n" + '\n'.join(rows))
 
-# %% ../../nbs/app/08_viewer.ipynb #c056
+# %% ../../nbs/app/08_viewer.ipynb #c068
 def scan_page(
     result:Result,
 ):
@@ -264,7 +265,7 @@ def scan_page(
         download_buttons(result, how.seg, image)
     with st.expander(t('compare'), expanded=result.truth is not None): compare(result, how.seg)
 
-# %% ../../nbs/app/08_viewer.ipynb #c059
+# %% ../../nbs/app/08_viewer.ipynb #c071
 @st.fragment
 def show_scan(
     result:Result,

@@ -51,6 +51,7 @@ def views(
 # %% ../../nbs/app/02_views.ipynb #c012
 PLANES = ('axial','coronal','sagittal') # Across the first, second and third axis of an axial volume
 
+# %% ../../nbs/app/02_views.ipynb #c013
 def slice_plane(
     v:np.ndarray, # Axial volume `(Z,Y,X)`
     plane:str, # One of `PLANES`
@@ -60,9 +61,10 @@ def slice_plane(
     if plane not in PLANES: raise ConfigError(f"slice_plane: {plane!r} is no plane; choose one of {', '.join(PLANES)}")
     return v[k] if plane=='axial' else v[::-1,k] if plane=='coronal' else v[::-1,:,k]
 
-# %% ../../nbs/app/02_views.ipynb #c015
+# %% ../../nbs/app/02_views.ipynb #c016
 PLANE_AXES = dict(axial=(1,2), coronal=(0,2), sagittal=(0,1)) # Axes of the volume that run down and across
 
+# %% ../../nbs/app/02_views.ipynb #c017
 def drawn_size(
     shown:Views, # Of the scan
     plane:str, # One of `PLANES`
@@ -72,23 +74,25 @@ def drawn_size(
     h,w = (shown.shape[a]*(shown.mm or (1,1,1))[a] for a in PLANE_AXES[plane])
     return tuple(max(1, round(v*side_px/max(h,w))) for v in (w,h))
 
-# %% ../../nbs/app/02_views.ipynb #c019
+# %% ../../nbs/app/02_views.ipynb #c021
 RED,BLUE,GREEN,YELLOW = (213,60,40), (0,114,178), (0,158,115), (240,228,66)
 LAYERS = ('outline','probability','difference')
 
+# %% ../../nbs/app/02_views.ipynb #c022
 def _heat(grey, prob):
     "Probabilities as colours from red to yellow, transparent where they are 0."
     p = prob[...,None]
     heat = np.array(RED)*(1-p) + np.array(YELLOW)*p
     return (grey[...,None]*(1-.8*p) + heat*.8*p).round().astype(np.uint8)
 
+# %% ../../nbs/app/02_views.ipynb #c024
 def _difference(grey, mask, truth):
     "Both masks in blue, the model's alone in orange, the reference's alone in green."
     for part,colour in ((mask & truth, BLUE), (mask & ~truth, ORANGE), (truth & ~mask, GREEN)):
         grey = overlay(grey, part, colour=colour, fill=.45)
     return grey
 
-# %% ../../nbs/app/02_views.ipynb #c021
+# %% ../../nbs/app/02_views.ipynb #c026
 def layered(
     grey:np.ndarray, # uint8 `(H,W)`
     layer:str, # One of `LAYERS`
@@ -104,11 +108,12 @@ def layered(
     raise ConfigError(f"layered: {layer!r} cannot be drawn; give `prob` for 'probability', `truth` for 'difference', "
                       "or choose 'outline'")
 
-# %% ../../nbs/app/02_views.ipynb #c025
+# %% ../../nbs/app/02_views.ipynb #c030
 SIDES = ('right','left','anterior','posterior','superior','inferior')
 EDGES = dict(axial=('right','left','anterior','posterior'), coronal=('right','left','superior','inferior'),
              sagittal=('anterior','posterior','superior','inferior')) # Left, right, upper and lower edge of a picture
 
+# %% ../../nbs/app/02_views.ipynb #c031
 def with_sides(
     image, # PIL image of a plane
     plane:str, # One of `PLANES`
@@ -122,7 +127,7 @@ def with_sides(
         draw.text(at, letters[SIDES.index(side)], 'white', font, anchor, stroke_width=2, stroke_fill='black')
     return image
 
-# %% ../../nbs/app/02_views.ipynb #c028
+# %% ../../nbs/app/02_views.ipynb #c034
 def with_cross(
     image, # PIL image of a plane
     shown:Views, # The scan
@@ -139,18 +144,19 @@ def with_cross(
     for line in (np.s_[y], np.s_[:,x]): rgb[line] = rgb[line]*.45 + np.array(colour)*.55
     return Image.fromarray(rgb.round().astype(np.uint8))
 
-# %% ../../nbs/app/02_views.ipynb #c032
+# %% ../../nbs/app/02_views.ipynb #c038
 def _resized(v, size, how):
     "A slice as an array of another size."
     from PIL import Image
     return np.asarray(Image.fromarray(np.ascontiguousarray(v)).resize(size, how))
 
+# %% ../../nbs/app/02_views.ipynb #c040
 def _windowed(grey, window):
     "Grey levels between the two ends of a window, spread over 0 to 255."
     lo,hi = window[0]*2.55, max(window[1], window[0]+1)*2.55
     return ((grey-lo)/(hi-lo)*255).clip(0, 255).round().astype(np.uint8)
 
-# %% ../../nbs/app/02_views.ipynb #c035
+# %% ../../nbs/app/02_views.ipynb #c043
 def _layer_planes(on, plane, k, size):
     "The slice of each volume that a layer needs, as large as the picture."
     from PIL.Image import Resampling
@@ -159,7 +165,7 @@ def _layer_planes(on, plane, k, size):
     if 'prob' in planes: near['prob'] = _resized(planes['prob'], size, Resampling.BILINEAR).clip(0, 1)
     return near
 
-# %% ../../nbs/app/02_views.ipynb #c037
+# %% ../../nbs/app/02_views.ipynb #c045
 def picture(
     shown:Views, # Of the scan
     plane:str, # One of `PLANES`
@@ -175,13 +181,13 @@ def picture(
 ): # PIL image
     "A slice as a picture for the screen."
     from PIL import Image
-    size,resample = drawn_size(shown, plane, side_px), Image.Resampling
-    grey = _windowed(_resized(slice_plane(shown.volumes[sequence], plane, k), size, resample.BICUBIC), window)
+    size,smooth = drawn_size(shown, plane, side_px), Image.Resampling.BICUBIC
+    grey = _windowed(_resized(slice_plane(shown.volumes[sequence], plane, k), size, smooth), window)
     if layer is not None: grey = layered(grey, layer, **_layer_planes(on, plane, k, size))
     image = with_cross(Image.fromarray(grey), shown, plane, cross)
     return with_sides(image, plane, letters) if shown.sides else image
 
-# %% ../../nbs/app/02_views.ipynb #c043
+# %% ../../nbs/app/02_views.ipynb #c051
 def extent(
     mask:np.ndarray, # Boolean, axial `(Z,Y,X)`
     shown:Views, # Of its scan
@@ -191,11 +197,12 @@ def extent(
     if not shown.mm: return px.tolist(), 'px'
     return (px*shown.mm[1]*shown.mm[2]/100).round(2).tolist(), 'cm²'
 
-# %% ../../nbs/app/02_views.ipynb #c047
+# %% ../../nbs/app/02_views.ipynb #c055
 def _put_png(z, name, image):
     "Write a picture into an archive."
     file = io.BytesIO(); image.save(file, 'PNG'); z.writestr(name, file.getvalue())
 
+# %% ../../nbs/app/02_views.ipynb #c057
 def png_stack(
     seg:Segmentation, # At the threshold that is shown
     shown:Views, # Of its scan

@@ -47,6 +47,7 @@ SMALL_PRINT = ', '.join(f'[data-testid="{n}"]' for n in ('stCaptionContainer', '
 UPLOADER = '[data-testid="stFileUploaderDropzone"]'
 INSTRUCTIONS = f'{UPLOADER} [data-testid="stFileUploaderDropzoneInstructions"]'
 
+# %% ../../nbs/app/07_visit.ipynb #c016
 def style(
     choose_files:str, # Text of the uploader's button
     drop_files:str, # Text beside it
@@ -60,7 +61,7 @@ def style(
              f'{INSTRUCTIONS} div::after': f'content:"{drop_files}"; font-size:.875rem'}
     return '<style>' + ' '.join(f'{what} {{{how}}}' for what,how in rules.items()) + '</style>'
 
-# %% ../../nbs/app/07_visit.ipynb #c018
+# %% ../../nbs/app/07_visit.ipynb #c019
 def choose_language():
     "The switch of languages, and what depends on it."
     if not st.session_state.get('lang'):
@@ -72,7 +73,7 @@ def choose_language():
     st.html(mark, unsafe_allow_javascript=True)
     st.html(style(t('choose_files'), t('drop_files', mb=MAX_UPLOAD_MB)))
 
-# %% ../../nbs/app/07_visit.ipynb #c022
+# %% ../../nbs/app/07_visit.ipynb #c023
 @contextmanager
 def errors_shown():
     "Show exceptions as a sentence on the page."

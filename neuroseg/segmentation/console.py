@@ -46,6 +46,7 @@ def describe(
 # %% ../../nbs/segmentation/08_console.ipynb #c015
 MAX_LISTED = 6 # Longest list that is printed in full: a range per sequence
 
+# %% ../../nbs/segmentation/08_console.ipynb #c016
 def card_lines(
     facts, # Of a model card, nested
     path:str='', # Names of the groups above
