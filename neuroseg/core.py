@@ -9,7 +9,7 @@ __all__ = ['SEVERITIES', 'COHORT_MARKS', 'STACK', 'NeurosegError', 'InputError',
            'ConfigError', 'OutputError', 'MissingExtraError', 'RunError', 'Message', 'as_message', 'need',
            'package_dir', 'cache_dir', 'data_dir', 'seed_everything', 'sha256_file', 'sha256_array', 'hash_files',
            'atomic_path', 'atomic_dir', 'jsonable', 'merged', 'flat', 'write_json', 'read_json', 'git_commit',
-           'versions', 'hardware', 'peak_mb', 'RunRecord', 'record_run']
+           'git_objects', 'versions', 'installed', 'hardware', 'peak_mb', 'RunRecord', 'record_run']
 
 # %% ../nbs/00_core.ipynb #c003
 import contextlib, dataclasses, hashlib, importlib, json, math, os, platform, random, shutil, subprocess, sys, time
@@ -297,6 +297,20 @@ def git_commit(
         return git('rev-parse', 'HEAD'), bool(git('status', '--porcelain', '--', ':/', ':(top,exclude)reports'))
     except (OSError, subprocess.CalledProcessError): return '', False
 
+# %% ../nbs/00_core.ipynb #objects-1
+def git_objects(
+    root, # A folder of a repository
+    paths, # Files and folders, from its root
+    *,
+    commit:str='HEAD', # At which commit
+)->dict: # Path to git's hash of its content (40 digits), only paths that the commit holds
+    "What a commit holds at some paths, as git's own hashes: the same content has the same hash in every commit."
+    def _hash(path):
+        command = ['git', '-C', str(root), 'rev-parse', '--verify', '--quiet', f'{commit}:{path}']
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    try: return {path: found for path in paths if (found := _hash(path))}
+    except OSError: return {} # no git on this machine
+
 # %% ../nbs/00_core.ipynb #c086
 def versions(
     *names:str, # Distributions as pip calls them
@@ -307,6 +321,12 @@ def versions(
         try: return metadata.version(name)
         except metadata.PackageNotFoundError: return None
     return dict(python=platform.python_version(), **{name: version(name) for name in names})
+
+# %% ../nbs/00_core.ipynb #installed-1
+def installed()->dict: # Name in lower case to version, sorted
+    "Every distribution that is installed, with its version."
+    from importlib import metadata
+    return dict(sorted((d.metadata['Name'].lower(), d.version) for d in metadata.distributions() if d.metadata['Name']))
 
 # %% ../nbs/00_core.ipynb #c088
 def _cpu_model()->str: # Empty where the system does not tell

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..core import (atomic_path, data_dir, InputError, jsonable, need, read_json, record_run, sha256_file,
-                           write_json)
+from ..core import (atomic_path, data_dir, InputError, jsonable, need, package_dir, read_json, record_run,
+                           sha256_file, write_json)
 from ..scans.phantom import write_phantom_lgg
 from ..cohorts.disclosure import check_place, placeholder_image, public_rows, safe_facts
 from ..cohorts.cohort import Cohort
 from ..cohorts.privacy import guarded, keyed_hash, own_cache, scrubber
 from ..cohorts.tables import write_rows
 from .study_notebook import figure_name
-from .stored_run import compute_summary, store_figure, table
+from .stored_run import compute_summary, provenance, store_figure, table
 
 # %% ../../nbs/reports/05_study_run.ipynb #de9cf27d
 class StudyRun:
@@ -169,7 +169,8 @@ def finish(self:StudyRun,
     found = compute_summary(self.inner, numbers, headline, answer)
     self._recording.close()
     self.record.data_hash = data_hash
-    record = jsonable(self.record) | dict(study=self.study, profile=self.profile)
+    record = jsonable(self.record) | provenance(self.study, package_dir().parent)
+    record |= dict(study=self.study, profile=self.profile)
     if self.about:
         found, record['params'] = safe_facts(found, self.about), safe_facts(record['params'], self.about)
         record |= dict(data_hash=keyed_hash(self.about, data_hash), cohort=self.about.facts)
