@@ -9,12 +9,16 @@ __all__ = ['learner_state', 'save_checkpoint', 'checkpoint_meta', 'load_checkpoi
            'Checkpoint', 'resume', 'finished', 'finish_run', 'train']
 
 # %% ../../nbs/learn/07_train.ipynb #c002
-import csv, json, time
+import csv, json, time, warnings
 from contextlib import contextmanager, ExitStack
 from pathlib import Path
 
 import torch
 import numpy as np
+with warnings.catch_warnings():
+    # fastai 2.8 compiles a function by `torch.jit.script`, which torch 2.14 calls deprecated; nothing a user can change
+    warnings.filterwarnings('ignore', r'`torch\.jit\.script`', FutureWarning)
+    import fastai.basics
 from fastai.basics import Callback, CancelFitException, Learner
 from fastcore.basics import patch
 

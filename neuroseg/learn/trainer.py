@@ -10,6 +10,7 @@ __all__ = ['SEED_STRIDE', 'LRFound', 'SliceLoader', 'PooledDice', 'ThesisDice', 
            'load_weights', 'make_learner', 'find_lr', 'ZeroMean', 'dynamic_unet']
 
 # %% ../../nbs/learn/06_trainer.ipynb #c002
+import warnings
 from collections import namedtuple
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+with warnings.catch_warnings():
+    # fastai 2.8 compiles a function by `torch.jit.script`, which torch 2.14 calls deprecated; nothing a user can change
+    warnings.filterwarnings('ignore', r'`torch\.jit\.script`', FutureWarning)
+    import fastai.basics
 import fastai.callback.progress # adds a progress bar and `Learner.no_bar`
 import fastai.callback.schedule # noqa: F401 adds `Learner.fit_one_cycle` and `lr_find`
 import numpy as np
