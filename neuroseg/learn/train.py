@@ -18,7 +18,7 @@ import numpy as np
 with warnings.catch_warnings():
     # fastai 2.8 compiles a function by `torch.jit.script`, which torch 2.14 calls deprecated; nothing a user can change
     warnings.filterwarnings('ignore', r'`torch\.jit\.script`', FutureWarning)
-    import fastai.basics
+    import fastai.basics # noqa: F401
 from fastai.basics import Callback, CancelFitException, Learner
 from fastcore.basics import patch
 
