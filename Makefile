@@ -1,7 +1,9 @@
 # Every chore of the project. Each target sets up its own environment in .venv first, so nothing needs to be activated.
 #
 #   PYTHON=python3.12 make test    another interpreter for a new .venv
-#   EXTRAS=dev make install        another set of extras (see settings.ini)
+#   EXTRAS=dev make install        another set of extras (see settings.ini), in the newest versions
+#   UNLOCKED=1 make install        all extras, in the newest versions instead of those of requirements.lock
+#   TORCH=cpu make install         PyTorch without CUDA: 5 GB less on Linux
 
 # The first of these that is 3.11 or newer and can make environments; the floor stands in pyproject.toml, pip holds it
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11 python,\
@@ -10,6 +12,12 @@ EXTRAS ?= all
 VENV ?= .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := $(VENV)/.installed-$(EXTRAS)
+# Versions and hashes of everything that `all` needs, on every system and Python that is supported
+LOCK := requirements.lock
+UNLOCKED ?= $(if $(filter all,$(EXTRAS)),,1)
+TORCH ?=
+# What comes with a CUDA build of PyTorch; `make TORCH=cpu` takes the same versions of torch and torchvision without it
+CUDA_PARTS := torch|torchvision|triton|nvidia-.*|cuda-.*
 # Notebooks and files of tests that run side by side, one thread each: two times two threads would wait for each other
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1
@@ -22,22 +30,37 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 HEADLESS := MPLBACKEND=agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce test test-all check docs app readme export messages clean
+.PHONY: help install lock reproduce test test-all check docs app readme export messages clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-$(INSTALLED): settings.ini setup.py pyproject.toml
+$(INSTALLED): settings.ini setup.py pyproject.toml $(LOCK)
 	@test -x $(BIN)/python || test -n "$(PYTHON)" || { \
 	  echo "neuroseg needs Python 3.11 or newer with its venv module (on Debian and Ubuntu:" \
 	    "apt install python3-venv); install one, or name it:" \
 	    "make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@test -x $(BIN)/python || { echo "Creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing neuroseg[$(EXTRAS)] into $(VENV): several minutes the first time"
+ifeq ($(TORCH),cpu)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu \
+	  $(if $(UNLOCKED),torch torchvision,$$(sed -nE 's/^((torch|torchvision)==[^ ]+).*/\1/p' $(LOCK)))
+endif
+ifneq ($(UNLOCKED),)
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+else
+	awk '/^[a-z0-9]/ { keep = !/^($(if $(filter cpu,$(TORCH)),$(CUDA_PARTS)))==/ } keep' $(LOCK) >$(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+endif
 	@touch $@
 
 install: $(INSTALLED) ## Set up .venv with everything the project uses
+
+lock: ## Write requirements.lock anew after settings.ini changed; UPGRADE=1 takes newer versions
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra all --generate-hashes --no-annotate \
+	  --no-emit-index-url --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) setup.py --output-file $(LOCK)
 
 reproduce: $(INSTALLED) ## Rerun every study on the synthetic cohort, segment a sample, name the reports
 	$(BIN)/neuroseg reproduce --profile smoke
