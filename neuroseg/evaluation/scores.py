@@ -41,9 +41,10 @@ def evaluate_case(
     flips:bool|None=None, # Average with the prediction for the mirrored scan; by default as the segmenter does
     threshold:float|None=None, # Probability above which a voxel is tumour; by default the segmenter's
     surface:bool=True, # Measure distances too where the spacing is known, which needs the `train` extra
+    loaded:tuple|None=None, # Scan and mask, where `load_case` has read them already
 )->dict: # One row
     "Segment one case and compare with its mask, on the scan's own grid."
-    scan,targ = load_case(case)
+    scan,targ = loaded or load_case(case)
     if flair_only: scan = flair_alone(scan)
     start = time.perf_counter()
     prob = segmenter.prob(scan) if flips is None else segmenter.prob(scan, flips=flips)

@@ -16,15 +16,17 @@ from pathlib import Path
 from types import UnionType
 from typing import get_args, get_type_hints
 
+from tqdm.auto import tqdm
+
 from ..core import ConfigError, flat, jsonable, read_json, RunError, write_json
 from ..segmentation.result import Segmenter
-from ..cohorts.cases import patient_id
+from ..cohorts.cases import load_case, patient_id
 from ..cohorts.splits import FOLDS
 from ..cohorts.tables import read_rows
 from ..cohorts.disclosure import MIN_PATIENTS, Results
 from ..cohorts.cohort import Cohort, Split
 from ..evaluation.statistics import Summary
-from ..evaluation.scores import evaluate_cases, summary_of
+from ..evaluation.scores import evaluate_case, summary_of
 from .slices import slice_set
 from .networks import MODELS
 from .recipe import config_dict, config_from, stored_config, TrainConfig
@@ -134,12 +136,15 @@ def score_fold(
     progress:bool=True, # Show bars
 )->tuple[list,dict]: # Rows, two per patient; kind of input to its summary
     "Score held-out patients, with all sequences and with FLAIR alone."
-    rows,summaries = [],{}
-    for name,alone in INPUTS.items():
-        scored = evaluate_cases(cases, segmenter, empty=empty, flair_only=alone, threshold=threshold, progress=progress)
-        rows += [dict(input=name) | r for r in scored]
-        summaries[name] = summary_of(scored, empty=empty, split=split, seeds=seeds)
-    return rows, summaries
+    if not cases: raise ConfigError('score_fold: no case was given; expected at least one, check the split')
+    scored = {name: [] for name in INPUTS}
+    for case in tqdm(cases, desc='score', unit='case', disable=not progress):
+        loaded = load_case(case) # read once for both inputs
+        for name,alone in INPUTS.items():
+            how = dict(empty=empty, flair_only=alone, threshold=threshold, loaded=loaded)
+            scored[name].append(evaluate_case(case, segmenter, **how))
+    rows = [dict(input=name) | r for name,found in scored.items() for r in found]
+    return rows, {name: summary_of(found, empty=empty, split=split, seeds=seeds) for name,found in scored.items()}
 
 # %% ../../nbs/learn/10_cross_validation.ipynb #c026
 def card_metrics(

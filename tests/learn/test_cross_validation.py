@@ -1,6 +1,7 @@
 "A cohort is opened once: in a cross-validation each of its files is hashed once, however many folds there are."
 import pickle
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from neuroseg.cohorts.privacy import policy_of
 from neuroseg.core import ConfigError, hash_files, read_json
 
 from neuroseg.learn.cross_validation import cross_validate, fit_everyone, recipe, split_cohort
+from neuroseg.scans import pictures, stacks
 from neuroseg.scans.phantom import write_phantom_hospital, write_phantom_lgg
 
 CFG = recipe(dict(model='trial', epochs=1, bs=8, prep=dict(size_px=32)))
@@ -20,6 +22,15 @@ CFG = recipe(dict(model='trial', epochs=1, bs=8, prep=dict(size_px=32)))
 def lgg(tmp_path, monkeypatch):
     monkeypatch.setenv('NEUROSEG_CACHE', str(tmp_path/'cache'))
     return write_phantom_lgg(tmp_path/'lgg', n_patients=6, size_px=32, n_slices=5)
+
+
+@pytest.fixture
+def read(monkeypatch):
+    "How often each picture was opened to decode its pixels."
+    files, real = Counter(), pictures.read_pages
+    def pages(path, *args, **kwargs): files[Path(path).name] += 1; return real(path, *args, **kwargs)
+    for room in (pictures, stacks): monkeypatch.setattr(room, 'read_pages', pages)
+    return files
 
 
 @pytest.fixture
@@ -37,13 +48,15 @@ def counted(monkeypatch):
     return files, other
 
 
-def test_five_folds_hash_each_file_once_and_search_the_cases_once(lgg, tmp_path, counted):
+def test_five_folds_hash_and_read_each_file_once_for_each_purpose(lgg, tmp_path, counted, read):
+    "Hashed once; decoded once to check the cohort, once to prepare it for training, once to score it."
     files, other = counted
     cross_validate(lgg, tmp_path/'cv', cfg=CFG, progress=False)
     pictures = {f.name for f in lgg.rglob('*.tif')}
     assert len(list((tmp_path/'cv').glob('fold_*'))) == 5 and len(pictures) == 6*5*2
     assert {n: k for n, k in files.items() if n in pictures} == dict.fromkeys(pictures, 1)
     assert other['find_cases'] == 1 and other['pixels'] == len(pictures)
+    assert {n: k for n, k in read.items() if n in pictures} == dict.fromkeys(pictures, 3)
 
 
 def test_an_open_cohort_is_read_once_for_several_jobs(lgg, tmp_path, counted):
