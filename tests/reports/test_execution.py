@@ -1,5 +1,5 @@
 "Runs of studies: parameters arrive, failures leave the former result, no path gets out, stored runs can be redrawn."
-import json, os, re, shutil, signal, subprocess, sys
+import dataclasses, json, os, re, shutil, signal, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -129,17 +129,19 @@ def test_a_run_is_whole(repo):
     assert set(files(repo/'reports/10_coin/cpu')) == {'notebook.html', 'notebook.ipynb', 'run.json', 'summary.json',
                                                       'tosses.csv'}
     record = read_json(repo/'reports/10_coin/cpu/run.json')
-    assert {f.name for f in __import__('dataclasses').fields(core.RunRecord)} | {'study', 'profile',
-                                                                                 'code'} == set(record)
+    parts = {'study', 'profile', 'code', 'tree', 'lock', 'packages'}
+    assert {f.name for f in dataclasses.fields(core.RunRecord)} | parts == set(record)
+    assert record['packages']['papermill'] and set(record['tree']) <= {'neuroseg', 'requirements.lock'} # its library's
     assert record['seconds'] > 0 and record['peak_mb'] > 10
     assert [p.name for p in (repo/'reports/10_coin').iterdir() if p.name.startswith('.')] == []
 
 
 def test_nothing_of_the_machine_gets_out(repo):
     everything = text_of(repo/'reports/10_coin')
-    leaks = [str(repo), str(repo.parent), str(Path.home())+'/', 'papermill', 'start_time', 'iopub', 'ipykernel_',
-             '.ssh']
+    leaks = [str(repo), str(repo.parent), str(Path.home())+'/', 'start_time', 'iopub', 'ipykernel_', '.ssh']
     assert [w for w in leaks if w in everything] == []
+    pages = [p.read_text(encoding='utf-8') for p in (repo/'reports/10_coin').rglob('notebook.*')]
+    assert len(pages) >= 2 and not any('papermill' in page for page in pages)
     assert read_json(repo/'reports/10_coin/cpu/run.json')['params']['where'] == 'data'
     injected = [c.source for c in nbformat.read(repo/'reports/10_coin/cpu/notebook.ipynb', as_version=4).cells
                 if 'injected-parameters' in c.metadata.get('tags', [])]
@@ -392,7 +394,7 @@ def test_answers_are_short(root):
 
 
 OF_A_MACHINE = re.compile(r'(?:/home|/Users|/root|/tmp|/work)/\S{0,40}|[A-Z]:\\\\Users\S{0,40}|'
-                          r'ipykernel_\d+|"papermill"')
+                          r'ipykernel_\d+|"papermill": \{')
 
 
 def test_kept_runs_name_no_machine_and_are_small(root):
