@@ -19,7 +19,7 @@ import numpy as np
 from ..core import InputError, Message, ShapeError
 from ..scans.pictures import decoding, FORMATS, IMAGE_ENDINGS, is_mask, is_nifti, natural_key
 from ..scans.stacks import Scan
-from ..scans.nifti import nifti_header, read_mask
+from ..scans.nifti import nifti_header, read_mask, same_grid
 from ..scans.dicom import is_dicom
 from ..scans.reading import expand, Found, group_sequences, read_scan
 from ..scans.video import read_video, VIDEO_ENDINGS
@@ -347,7 +347,7 @@ def _check_grid(mask, affine, scan):
         raise ShapeError(Message('reference_size',
             'the reference has {mask_x} x {mask_y} pixels in {mask_z} slices, the scan {x} x {y} in {z}; '
             'draw it on this scan', 'error', **sizes))
-    if affine is not None and not np.allclose(affine, scan.affine, atol=AFFINE_TOLERANCE):
+    if affine is not None and not same_grid(affine, scan.affine, tol_mm=AFFINE_TOLERANCE):
         raise ShapeError(Message('reference_grid',
             'the reference lies on another grid than the scan (their affines differ); draw it on this scan', 'error'))
 
