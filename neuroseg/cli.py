@@ -262,11 +262,11 @@ def _train_folds(args, same):
     "Train and score one fold or all of them; print the scores and give the card."
     from neuroseg.learn.cross_validation import cross_validate, fit_cohort, recipe
     from neuroseg.learn.settings import settings_of
-    from neuroseg.evaluation.cohort_score import score_table
+    from neuroseg.evaluation.cohort_score import score_lines
     cfg,same = recipe(settings_of(args.config, args.set)), same | dict(threads=args.threads)
     if args.fold!='all': found = fit_cohort(args.cohort, args.out, cfg=cfg, fold=args.fold, **same)
     else: found = cross_validate(args.cohort, args.out, cfg=cfg, workers=args.workers, address=args.dask, **same)
-    print(score_table('patients outside the training set', {name: s['scores']['dice'] for name,s in found.items()}))
+    print(score_lines('patients outside the training set', {name: s['scores']['dice'] for name,s in found.items()}))
     return Path(args.out)/'model'/f'{args.name}.json'
 
 # %% ../nbs/01_cli.ipynb #c073
@@ -328,14 +328,14 @@ neuroseg evaluate hospital/ --model runs/mine/model/model.json -o scores''')
 def evaluate(args):
     "score a model on a cohort with masks, a row a patient"
     from neuroseg.cohorts.cohort import Cohort
-    from neuroseg.evaluation.cohort_score import score_cohort, score_table
+    from neuroseg.evaluation.cohort_score import score_cohort, score_lines
     from neuroseg.segmentation.result import Segmenter
     cohort = Cohort.open(args.cohort, layout=args.layout, private=args.private)
     how = dict(flips=args.flips, flair_only=args.flair_only, surface=args.surface)
     found = score_cohort(cohort, Segmenter(args.model, threads=args.threads), args.out, fold=args.fold,
                          empty=args.empty, seen=args.seen, progress=sys.stderr.isatty(), **how)
     inputs = 'FLAIR only' if args.flair_only else 'all sequences'
-    print(score_table(found['conditions'], {inputs: found['scores']['dice']}))
+    print(score_lines(found['conditions'], {inputs: found['scores']['dice']}))
 
 # %% ../nbs/01_cli.ipynb #c090
 @command('reproduce',

@@ -8,8 +8,8 @@ Docs: https://neuroseg.github.io/neuroseg/core.html.md"""
 __all__ = ['SEVERITIES', 'COHORT_MARKS', 'STACK', 'NeurosegError', 'InputError', 'ShapeError', 'DataError', 'LeakageError',
            'ConfigError', 'OutputError', 'MissingExtraError', 'RunError', 'Message', 'as_message', 'need',
            'package_dir', 'cache_dir', 'data_dir', 'seed_everything', 'sha256_file', 'sha256_array', 'hash_files',
-           'atomic_path', 'atomic_dir', 'jsonable', 'merged', 'flat', 'write_json', 'read_json', 'git_commit',
-           'git_objects', 'versions', 'installed', 'hardware', 'peak_mb', 'RunRecord', 'record_run']
+           'atomic_path', 'atomic_dir', 'jsonable', 'merged', 'flat', 'write_json', 'read_json', 'git_output',
+           'git_commit', 'git_objects', 'versions', 'installed', 'hardware', 'peak_mb', 'RunRecord', 'record_run']
 
 # %% ../nbs/00_core.ipynb #c003
 import contextlib, dataclasses, hashlib, importlib, json, math, os, platform, random, shutil, subprocess, sys, time
@@ -284,18 +284,25 @@ def read_json(
     except OSError as e: raise InputError(f'`{Path(path).name}` cannot be read ({_reason(e)})') from e
     except (ValueError, RecursionError) as e: raise InputError(f'`{Path(path).name}` is not valid JSON ({e})') from e
 
+# %% ../nbs/00_core.ipynb #git-1
+def git_output(
+    root, # A folder of a repository
+    *args:str, # Of git, say 'rev-parse', 'HEAD'
+)->str|None: # What it prints; None where it fails, or where there is no git
+    "The answer of a git command in a folder."
+    command = ['git', '-C', str(root), *args]
+    try: return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError): return None
+
 # %% ../nbs/00_core.ipynb #c083
 def git_commit(
     root, # A folder of the code that runs
 )->tuple[str,bool]: # Commit (40 digits, '' where git does not track `root`); whether a file outside `reports/` differs
     "Commit of the repository that tracks `root`."
-    def git(*args):
-        command = ['git', '-C', str(root), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    try:
-        if not git('ls-files'): return '', False
-        return git('rev-parse', 'HEAD'), bool(git('status', '--porcelain', '--', ':/', ':(top,exclude)reports'))
-    except (OSError, subprocess.CalledProcessError): return '', False
+    if not git_output(root, 'ls-files'): return '', False
+    commit = git_output(root, 'rev-parse', 'HEAD')
+    changed = git_output(root, 'status', '--porcelain', '--', ':/', ':(top,exclude)reports')
+    return ('', False) if None in (commit, changed) else (commit, bool(changed))
 
 # %% ../nbs/00_core.ipynb #objects-1
 def git_objects(
@@ -305,11 +312,9 @@ def git_objects(
     commit:str='HEAD', # At which commit
 )->dict: # Path to git's hash of its content (40 digits), only paths that the commit holds
     "What a commit holds at some paths, as git's own hashes: the same content has the same hash in every commit."
-    def _hash(path):
-        command = ['git', '-C', str(root), 'rev-parse', '--verify', '--quiet', f'{commit}:{path}']
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    try: return {path: found for path in paths if (found := _hash(path))}
-    except OSError: return {} # no git on this machine
+    listed = git_output(root, 'ls-tree', '--full-tree', '-z', commit, '--', *paths) or ''
+    entries = (line.split('\t', 1) for line in listed.split('\0') if line) # 'mode type hash', path
+    return {path: kind.split()[2] for kind,path in entries}
 
 # %% ../nbs/00_core.ipynb #c086
 def versions(

@@ -105,9 +105,7 @@ def cached_case(
 )->PreparedCase:
     "A prepared case from the cache; a case that is absent or damaged there is prepared and stored."
     path = Path(folder)/f'{cache_key([case], prep)}.npz'
-    if (found := _recall(path)) is None:
-        _store(path, prepare_case(case, prep))
-        found = _recall(path)
+    if (found := _recall(path)) is None: _store(path, found := prepare_case(case, prep))
     return found
 
 # %% ../../nbs/learn/01_slices.ipynb #ce5574b7

@@ -256,9 +256,9 @@ def _network(cfg, start):
 
 # %% ../../nbs/learn/06_trainer.ipynb #c30cf62f
 def _optimizer(cfg):
-    "fastai's `opt_func` for a recipe. `fused`: one kernel passes over all weights, instead of seven after each other."
+    "fastai's `opt_func` for a recipe."
     def make(params, lr, **kwargs):
-        return OptimWrapper(params, opt=OPTIMIZERS[cfg.optimizer], lr=lr, eps=cfg.eps, fused=True)
+        return OptimWrapper(params, opt=OPTIMIZERS[cfg.optimizer], lr=lr, eps=cfg.eps)
     return make
 
 # %% ../../nbs/learn/06_trainer.ipynb #c80b229f

@@ -9,13 +9,12 @@ __all__ = ['LOCK', 'table', 'panels', 'notebook_of', 'draw', 'store_figure', 'co
            'source_paths', 'provenance', 'find_commit']
 
 # %% ../../nbs/reports/04_stored_run.ipynb #ddcae4d7
-import subprocess
 from pathlib import Path
 
 import numpy as np
 
-from ..core import (ConfigError, git_objects, InputError, installed, jsonable, need, read_json, RunError,
-                           sha256_file)
+from ..core import (ConfigError, git_objects, git_output, InputError, installed, jsonable, need, read_json,
+                           RunError, sha256_file)
 from .plots import save_figure
 from .study_notebook import figure_name, find_repo, find_study, study_cells
 
@@ -130,11 +129,12 @@ def source_paths(
 def provenance(
     study:str, # '20_exploration'
     root, # Of the repository
-)->dict: # tree (path to git's hash at HEAD), lock (SHA-256 of the lock, None without one), packages (name to version)
+    commit:str, # Where the run began, from `git_commit`; '' outside a repository
+)->dict: # tree (path to git's hash), lock (SHA-256 of the lock, None without one), packages (name to version)
     "What `run.json` says of code and environment beside the commit."
     lock = Path(root)/LOCK
-    return dict(tree=git_objects(root, source_paths(study)), lock=sha256_file(lock) if lock.is_file() else None,
-                packages=installed())
+    tree = git_objects(root, source_paths(study), commit=commit) if commit else {}
+    return dict(tree=tree, lock=sha256_file(lock) if lock.is_file() else None, packages=installed())
 
 # %% ../../nbs/reports/04_stored_run.ipynb #prov-6
 def find_commit(
@@ -142,8 +142,8 @@ def find_commit(
     root, # Of the repository
 )->str|None: # The newest commit of this history (40 digits); None where no commit fits
     "The commit that holds exactly what a run ran: by `tree`, or by `commit` in a record without `tree`."
-    command = ['git', '-C', str(root), 'rev-list', 'HEAD']
-    history = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    history = (git_output(root, 'rev-list', 'HEAD') or '').split()
+    if record.get('dirty'): return None # what ran was in no commit
     if not record.get('tree'): return record['commit'] if record.get('commit') in history else None
     fits = (c for c in history if git_objects(root, record['tree'], commit=c)==record['tree'])
     return next(fits, None)

@@ -169,7 +169,7 @@ def finish(self:StudyRun,
     found = compute_summary(self.inner, numbers, headline, answer)
     self._recording.close()
     self.record.data_hash = data_hash
-    record = jsonable(self.record) | provenance(self.study, package_dir().parent)
+    record = jsonable(self.record) | provenance(self.study, package_dir().parent, self.record.commit)
     record |= dict(study=self.study, profile=self.profile)
     if self.about:
         found, record['params'] = safe_facts(found, self.about), safe_facts(record['params'], self.about)
