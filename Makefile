@@ -3,7 +3,7 @@
 #   PYTHON=python3.12 make test    another interpreter for a new .venv
 #   EXTRAS=dev make install        another set of extras (see settings.ini), in the newest versions
 #   UNLOCKED=1 make install        all extras, in the newest versions instead of those of requirements.lock
-#   TORCH=cpu make install         PyTorch without CUDA: 5 GB less on Linux
+#   TORCH=cpu make install         PyTorch without CUDA: about 4 GB less on Linux
 
 # The first of these that is 3.11 or newer and can make environments; the floor stands in pyproject.toml, pip holds it
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11 python,\
