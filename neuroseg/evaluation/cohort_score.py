@@ -22,7 +22,8 @@ def scorable_cases(
 )->tuple: # Of `cases.Case`
     "The cases of a cohort that may be scored."
     if not cohort.development:
-        raise ConfigError(f'every patient of `{cohort.folder.name}` is sealed; they are scored once, for a release')
+        raise ConfigError(f'every patient of `{cohort.folder.name}` is sealed; they are scored once, for a release, '
+                          'with `neuroseg evaluate --sealed`')
     return tuple(cohort.development) if fold is None else cohort.split(fold).test
 
 # %% ../../nbs/evaluation/05_cohort_score.ipynb #c014
