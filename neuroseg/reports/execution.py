@@ -19,7 +19,7 @@ from ..cohorts.disclosure import safe_facts
 from ..cohorts.privacy import cleaned, policy_of, scrubber
 from ..cohorts.phi_scan import check
 from .study_notebook import check_params, find_repo, find_study, study_cells, study_params
-from .stored_run import summary
+from .stored_run import file_hashes, summary
 from .study_run import HELD
 from .publishing import own_paths, publishable, scrub_all, to_html
 
@@ -206,7 +206,7 @@ def _check_run(folder, notebook, params, cohort):
 
 # %% ../../nbs/reports/07_execution.ipynb #76f7f631
 def _seal(folder, nb, notebook, params, code, paths):
-    "Complete a run: checked, its notebook and page free of this machine's paths, its code named in the record."
+    "Complete a run: checked, its notebook and page free of this machine's paths, its code and files named in the record."
     cohort = held_for(folder)
     if cohort: params, nb = safe_facts(jsonable(params), cohort), withheld(nb, folder, cohort)
     _check_run(folder, notebook, params, cohort)
@@ -214,6 +214,7 @@ def _seal(folder, nb, notebook, params, code, paths):
     _store(nb, folder, 'notebook.ipynb', paths)
     page = to_html(need('nbformat', extra='reproduce').read(folder/'notebook.ipynb', as_version=4))
     with atomic_path(folder/'notebook.html') as tmp: tmp.write_text(page, encoding='utf-8', newline='\n')
+    write_json(folder/'run.json', read_json(folder/'run.json') | dict(files=file_hashes(folder)))
     if cohort: check_sealed(folder, cohort)
 
 # %% ../../nbs/reports/07_execution.ipynb #81ddd99f

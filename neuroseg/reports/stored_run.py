@@ -6,7 +6,7 @@ Docs: https://neuroseg.github.io/neuroseg/reports/stored_run.html.md"""
 
 # %% auto #0
 __all__ = ['LOCK', 'table', 'panels', 'notebook_of', 'draw', 'store_figure', 'compute_summary', 'summary', 'stored', 'kept_runs',
-           'source_paths', 'provenance', 'find_commit']
+           'file_hashes', 'changed_files', 'source_paths', 'provenance', 'find_commit']
 
 # %% ../../nbs/reports/04_stored_run.ipynb #ddcae4d7
 from pathlib import Path
@@ -115,6 +115,24 @@ def kept_runs(
     "Runs that count as results: not those of the smoke and gpu profiles, nor private ones, nor incomplete ones."
     runs = (f.parent for f in (Path(root)/'reports').glob('*/*/run.json'))
     return sorted(r for r in runs if r.name not in ('smoke','gpu') and not r.name.startswith(('.','private')))
+
+# %% ../../nbs/reports/04_stored_run.ipynb #1f048456
+def file_hashes(
+    run, # Folder of a run
+)->dict: # Path within the run to SHA-256
+    "Fingerprints of the tables, the panels, the trainings' files and the executed notebook of a run."
+    run = Path(run)
+    files = [*run.rglob('*.csv'), *run.glob('panels/*.png'), *run.glob('trainings/**/*.json'), *run.glob('notebook.ipynb')]
+    return {f.relative_to(run).as_posix(): sha256_file(f) for f in sorted(files)}
+
+def changed_files(
+    run, # Folder of a run, with its `run.json`
+)->list[str]: # Paths within the run; none where the record has no fingerprints
+    "Stored files that are not what they were when the run was completed, or that came or went since."
+    recorded = read_json(Path(run)/'run.json').get('files')
+    if recorded is None: return []
+    now = file_hashes(run)
+    return sorted(name for name in {**recorded, **now} if recorded.get(name)!=now.get(name))
 
 # %% ../../nbs/reports/04_stored_run.ipynb #prov-2
 LOCK = 'requirements.lock' # Versions and hashes of the whole environment
