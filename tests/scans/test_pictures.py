@@ -32,7 +32,8 @@ def test_slice_number(name, number): assert slice_number(name) == number
 @pytest.mark.parametrize('name,sequence',
                          [('P1_T1CE.nii.gz', 'post'), ('p-t1-pre.nii', 'pre'),
                           ('BraTS-GLI-00000-000-t1c.nii.gz', 'post'), ('x_t2f.nii.gz', 'flair'),
-                          ('AX T2 FLAIR', 'flair'), ('x_t2w.nii.gz', None), ('flairs.nii', None)])
+                          ('AX T2 FLAIR', 'flair'), ('x_t2w.nii.gz', None), ('flairs.nii', 'flair'),
+                          ('p01_pre_flair.nii.gz', 'flair'), ('FLAIR post Gd', 'flair'), ('p01_pre-op.nii', None)])
 def test_guess_sequence(name, sequence): assert guess_sequence(name) == sequence
 
 
