@@ -314,19 +314,47 @@ def finetune(args):
                               rehearse=args.rehearse, progress=sys.stderr.isatty(), **same)
     print(found['expect'], _next_step(Path(args.out)/'model'/f'{args.name}.json'), sep='\n')
 
+# %% ../nbs/01_cli.ipynb #sealed-c1
+def _choices(args):
+    "The options of a command line that would make another test of the sealed test."
+    given = {'-o': args.out, '--fold': args.fold is not None, '--flair-only': args.flair_only,
+             '--empty': args.empty!=1, '--no-distances': not args.surface, '--seen': args.seen,
+             '--no-flips': args.flips is not None, '--private': args.private}
+    return [flag for flag,is_given in given.items() if is_given]
+
+def _open_sealed(args):
+    "Open the sealed test and print its figures."
+    if asked := _choices(args): raise ConfigError(f"the sealed test is scored in one way; leave out {', '.join(asked)}")
+    from neuroseg.core import read_json
+    from neuroseg.cohorts.cohort import Cohort
+    from neuroseg.evaluation.cohort_score import score_lines
+    from neuroseg.reports.sealed_test import open_sealed
+    from neuroseg.segmentation.result import Segmenter
+    folder = open_sealed(Cohort.open(args.cohort, layout=args.layout), Segmenter(args.model, threads=args.threads),
+                         args.reason, progress=sys.stderr.isatty())
+    found = read_json(folder/'summary.json')
+    print(score_lines('sealed test', found['stated']), f'written to {os.path.relpath(folder)} and to '
+          f"{os.path.relpath(folder.parents[1]/'LEDGER.md')}; commit both", sep='\n')
+
 # %% ../nbs/01_cli.ipynb #c083
 @command('evaluate', COHORT,
-    arg('-o', '--out', required=True, metavar='OUT', help='folder for patients.csv, summary.json and run.json'), MODEL,
+    arg('-o', '--out', metavar='OUT', help='folder for patients.csv, summary.json and run.json'), MODEL,
     arg('--fold', type=int, metavar='K', help='only the patients of this fold (default: all that are not sealed)'),
     arg('--flair-only', action='store_true', help='score with the FLAIR sequence alone'),
     arg('--empty', type=float, default=1., metavar='V', help='Dice of two empty masks: 1, 0 or nan (default: 1)'),
     arg('--no-distances', dest='surface', action='store_false', help='no distances in mm; they need the extra `train`'),
     arg('--seen', action='store_true', help='score patients of the training set, too'),
+    arg('--sealed', action='store_true', help='open the sealed test instead, which is written into reports/LEDGER.md'),
+    arg('--reason', metavar='TEXT', help='why the sealed test is opened; the ledger keeps it'),
     NO_FLIPS, PRIVATE, LAYOUT, THREADS,
     example='''neuroseg evaluate kaggle_3m/ --fold 0 -o scores
-neuroseg evaluate hospital/ --model runs/mine/model/model.json -o scores''')
+neuroseg evaluate hospital/ --model runs/mine/model/model.json -o scores
+neuroseg evaluate lgg/ --sealed --reason "Release of version 2, trained with the corrected masks"''')
 def evaluate(args):
     "score a model on a cohort with masks, a row a patient"
+    if args.sealed: return _open_sealed(args)
+    if args.reason: raise ConfigError('--reason belongs to --sealed; leave it out')
+    if not args.out: raise ConfigError('the results need a folder; name it with -o OUT')
     from neuroseg.cohorts.cohort import Cohort
     from neuroseg.evaluation.cohort_score import score_cohort, score_lines
     from neuroseg.segmentation.result import Segmenter
