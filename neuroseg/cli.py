@@ -8,7 +8,7 @@ Docs: https://neuroseg.github.io/neuroseg/cli.html.md"""
 __all__ = ['FAILED', 'INTERRUPTED', 'COMMANDS', 'RAW', 'GROUPS', 'EPILOG', 'SEQUENCES', 'MODEL', 'THREADS', 'NO_FLIPS', 'PRIVATE',
            'LAYOUT', 'COHORT', 'RUN', 'NAME', 'TRAINING', 'sentence', 'guarded', 'arg', 'command', 'parser', 'main',
            'predict', 'phantom', 'data_verify', 'data_fetch', 'train', 'finetune', 'evaluate', 'reproduce', 'figures',
-           'claims', 'privacy_mark', 'privacy_check', 'app', 'model']
+           'claims', 'remote_pack', 'remote_train', 'privacy_mark', 'privacy_check', 'app', 'model']
 
 # %% ../nbs/01_cli.ipynb #c003
 import argparse, json, os, sys, warnings
@@ -90,7 +90,8 @@ def _add_command(sub, name, c):
     p.set_defaults(run=c.run)
 
 # %% ../nbs/01_cli.ipynb #c023
-GROUPS = dict(data='check or download a cohort', privacy='keep a private cohort private') # Commands of two words
+GROUPS = dict(data='check or download a cohort', privacy='keep a private cohort private',
+              remote='train on a machine with a GPU, without the cohort') # Commands of two words
 EPILOG = '''neuroseg COMMAND --help tells more and gives examples.
 Sequences of a scan: flair; pre, T1 before contrast (t1); post, T1 after contrast (t1ce, t1gd).
 Exit codes: 0 done; 1 `data verify`, `claims` or `privacy check` found something; 2 something could not be done,
@@ -403,6 +404,42 @@ def claims(args):
     faults = check_claims()
     print(*faults, f'{len(faults)} fault(s)' if faults else f'{len(load_claims())} claims hold', sep='\n')
     return 1 if faults else 0
+
+# %% ../nbs/01_cli.ipynb #rmt02
+@command('remote pack',
+    arg('lgg', metavar='LGG', help='folder of the LGG cohort'),
+    arg('gbm', nargs='?', metavar='GBM', help='folder of the cohort to fine-tune on (default: no fine-tuning)'),
+    arg('-o', '--out', required=True, metavar='FILE', help='file to write (.npz)'),
+    extra='train', needs=('torch', 'fastai.basics'),
+    example='neuroseg remote pack kaggle_3m/ hospital/ -o slices.npz')
+def remote_pack(args):
+    "write the slices of the thesis' two trainings into one file, for a machine with a GPU"
+    from neuroseg.cohorts.cohort import Cohort
+    from neuroseg.learn.remote import pack
+    if not args.out.endswith('.npz'): raise ConfigError(f'`{Path(args.out).name}` must end in .npz; give another name')
+    cohorts = {name: Cohort.open(folder) for name,folder in (('lgg', args.lgg), ('gbm', args.gbm)) if folder}
+    file = pack(Path(args.out), cohorts, progress=sys.stderr.isatty())
+    print(f'written: {file.name} ({file.stat().st_size/1e6:.1f} MB)')
+
+# %% ../nbs/01_cli.ipynb #rmt03
+@command('remote train',
+    arg('packed', metavar='FILE', help='file of `neuroseg remote pack`'),
+    arg('-o', '--out', required=True, metavar='OUT', help='folder for the results: seed_N.npz for each seed'),
+    arg('--seeds', nargs='+', type=_seed, default=[42], metavar='N',
+        help='a network each, at the same time (default: 42)'),
+    arg('--minutes', type=_count, metavar='N', help='end the last epoch by then (default: train to the end)'),
+    arg('--runs', metavar='DIR', help='folder for checkpoints; the same one again resumes (default: none is kept)'),
+    arg('--no-tf32', dest='tf32', action='store_false', help='whole float32 on the GPU: several times slower'),
+    arg('--set', nargs='+', default=[], metavar='KEY=VALUE', help="settings that differ from the thesis': epochs=2"),
+    extra='train', needs=('torch', 'fastai.basics', 'safetensors'),
+    example='neuroseg remote train slices.npz -o results --seeds 42 43 44 --minutes 8')
+def remote_train(args):
+    "train the thesis' network on a packed file, then fine-tune it, and write what the study needs"
+    from neuroseg.learn.remote import train_seeds
+    from neuroseg.learn.settings import settings_of
+    how = dict(runs=args.runs, minutes=args.minutes, settings=settings_of(None, args.set), tf32=args.tf32)
+    files = train_seeds(Path(args.packed), Path(args.out), tuple(dict.fromkeys(args.seeds)), **how)
+    print('results:', *(f.name for f in files))
 
 # %% ../nbs/01_cli.ipynb #c100
 @command('privacy mark',
