@@ -48,10 +48,36 @@ def test_same_slice_in_two_formats(tmp_path):
     with pytest.raises(InputError, match='holds `s_2` in two formats'): read_stack(tmp_path)
 
 
-def test_strangers_are_named_and_hidden_files_are_not(tmp_path):
+def test_whatever_is_left_out_is_named(tmp_path):
     folder_of(tmp_path)
-    for n in ('notes.txt', '.DS_Store', 'Thumbs.db'): (tmp_path/n).write_text('x')
-    assert read_stack(tmp_path).warnings == ['not an image, ignored: notes.txt']
+    for n in ('notes.txt', '.DS_Store', 'Thumbs.db', '._s_1.png', '.s_9.png'): (tmp_path/n).write_text('x')
+    for n in ('@eaDir', 'old', 'masks'): (tmp_path/n).mkdir()
+    assert [w.code for w in read_stack(tmp_path).warnings] == ['ignored_file', 'ignored_folder', 'system_files',
+                                                               'hidden_files']
+    assert '._s_1.png' in read_stack(tmp_path).warnings[2] and 'old' in read_stack(tmp_path).warnings[1]
+
+
+def test_a_slice_that_is_a_link_to_nothing_is_not_left_out(tmp_path):
+    (folder_of(tmp_path)/'s_4.png').symlink_to(tmp_path/'gone.png')
+    with pytest.raises(InputError) as e: read_scan(tmp_path)
+    one_sentence(e, '`s_4.png`', 'link to a file that is not there')
+
+
+@pytest.mark.parametrize('names', [
+    ['anna_1', 'anna_2', 'bert_1'], ['flair_1', 't1_1'], ['p1_s1', 'p1_s2', 'p2_s1', 'p2_s2'], ['a_1', 'b_2']])
+def test_slices_of_two_scans_are_no_stack(tmp_path, names):
+    for n in names: save(tmp_path/f'{n}.png', GREY)
+    with pytest.raises(InputError) as e: read_scan(tmp_path)
+    one_sentence(e, 'holds slices of 2 scans', names[0])
+    with pytest.raises(InputError, match='2 scans'): read_scan(sorted(tmp_path.iterdir()))
+
+
+def test_an_empty_end_slice_in_grey_is_in_colour_again(tmp_path):
+    colour = np.dstack([GREY, GREY[::-1], GREY.T.reshape(GREY.shape)])
+    for i in (1, 2): save(tmp_path/f's_{i}.png', colour)
+    save(tmp_path/'s_3.png', GREY*0)
+    scan = read_stack(tmp_path)
+    assert scan.sequences == ('pre', 'flair', 'post') and not scan.data[:, 2].any()
 
 
 def test_number_twice(tmp_path):

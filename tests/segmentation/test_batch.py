@@ -43,7 +43,7 @@ def test_results_among_the_inputs_are_left_out(tmp_path, card_path):
 def test_files_of_one_patient_are_one_scan(tmp_path, card_path):
     v, lesion = head((4, 50, 40))
     for p, s in itertools.product(('p1', 'p2'), ('flair', 't1', 't1ce', 't2')):
-        write_nifti(tmp_path/f'{p}_{s}.nii.gz', v if s == 'flair' else v*0+100*(v > 50))
+        write_nifti(tmp_path/f'{p}_{s}.nii.gz', v if s == 'flair' else 300-v)
     write_nifti(tmp_path/'p1_seg.nii.gz', lesion, dtype=np.uint8)
     for given in (tmp_path, sorted(tmp_path.glob('*_[ft]*.nii.gz'))):
         said = predict_cases(given, tmp_path/'out', model=card_path)
