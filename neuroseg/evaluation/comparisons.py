@@ -77,30 +77,31 @@ def difference_scores(
                          'give the scores of the same networks')
     return Scores({k: arm.folds[k]-v for k,v in base.folds.items()}, base.patients)
 
-# %% ../../nbs/evaluation/08_comparisons.ipynb #042558c9
+# %% ../../nbs/evaluation/08_comparisons.ipynb #644cae3a
 @dataclass(frozen=True)
 class TrainingVariance:
     "How far the mean of a fold moves with the training."
     value:float # Variance that all patients of a fold have in common
     raw:float # Variance of the means as they are, which holds the noise of single patients, too
     df:int # Degrees of freedom of `raw`
+    noise:float=0. # Variance of a single score of patient and training, beside both means
 
 def _moves(table): # `(trainings, patients)`
-    "Of the means of trainings: sum of squares, the part that is noise of single patients, degrees of freedom."
+    "Of the trainings' means: sum of squares, the part that is noise, degrees of freedom; and the noise of a score."
     trainings,n = table.shape
     means = table.mean(1, keepdims=True)
     noise = table-means-table.mean(0)+table.mean()
-    rest = (noise**2).sum()/(n-1)/n if n>1 else 0.
-    return np.array([((means-means.mean())**2).sum(), rest, trainings-1])
+    single = (noise**2).sum()/(n-1) if n>1 else 0. # times the degrees of freedom, like the others
+    return np.array([((means-means.mean())**2).sum(), single/n, trainings-1, single])
 
-# %% ../../nbs/evaluation/08_comparisons.ipynb #4f9d0c8c
+# %% ../../nbs/evaluation/08_comparisons.ipynb #ef6b0ec8
 def training_variance(
     recipes, # `Scores` of recipes that were trained independently
 )->TrainingVariance:
     "The variance between trainings of one recipe, pooled over recipes and folds."
-    moved,noise,df = sum((_moves(v) for s in recipes for v in s.folds.values()), np.zeros(3))
+    moved,noise,df,single = sum((_moves(v) for s in recipes for v in s.folds.values()), np.zeros(4))
     if not df: raise InputError('training_variance: no recipe has two trainings of a fold; train each with two seeds')
-    return TrainingVariance(float(max(0, moved-noise)/df), float(moved/df), int(df))
+    return TrainingVariance(float(max(0, moved-noise)/df), float(moved/df), int(df), float(single/df))
 
 # %% ../../nbs/evaluation/08_comparisons.ipynb #080437f0
 def _repeats(arm, base, shared):
