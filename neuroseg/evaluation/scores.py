@@ -18,7 +18,7 @@ from ..scans.stacks import Scan
 from ..segmentation.quality import expected_dice, binarize
 from ..cohorts.cases import load_case
 from .metrics import pooled, score_case
-from .statistics import N_BOOT, paired_ci, summarise, Summary
+from .statistics import ANYTHING, N_BOOT, paired_ci, RANGES, summarise, Summary
 
 # %% ../../nbs/evaluation/04_scores.ipynb #c013
 def flair_alone(
@@ -121,5 +121,7 @@ def compare(
     signs = dict(n_better=int((vb>va).sum()), n_worse=int((vb<va).sum()), n_equal=int((vb==va).sum()))
     counts = dict(n=len(va), n_nan=int((~keep).sum()), **signs, key=key)
     if not len(va): return counts
+    within = (-1., 1.) if RANGES.get(key)==(0., 1.) else ANYTHING
     return counts | dict(mean_a=float(va.mean()), mean_b=float(vb.mean()), gain=float((vb-va).mean()),
-                         gain_ci95=paired_ci(vb, va, n_boot=n_boot, seed=seed), median_gain=float(np.median(vb-va)))
+                         gain_ci95=paired_ci(vb, va, n_boot=n_boot, seed=seed, within=within),
+                         median_gain=float(np.median(vb-va)))

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core import atomic_path, ConfigError, InputError, need, OutputError, ShapeError
 from ..segmentation.preview import overlay
-from ..evaluation.statistics import bootstrap_ci
+from ..evaluation.statistics import mean_ci
 
 # %% ../../nbs/reports/01_plots.ipynb #626e6690
 COLOURS = dict(blue='#0072B2', vermilion='#D55E00', green='#009E73', purple='#CC79A7', sky='#56B4E9', orange='#E69F00',
@@ -244,7 +244,7 @@ def _strip(ax, y, values, ink):
     values = np.sort(np.asarray(values, float))
     ax.plot(values, y + .22*jitter(len(values)), 'o', ms=4, mec='white', mew=.4, color=ink, alpha=.75)
     ax.plot([np.median(values)]*2, [y-.38, y+.38], color='black', lw=1.8)
-    lo, hi = bootstrap_ci(values)
+    lo, hi = mean_ci(values, within=(0,1))
     ax.plot([lo, hi], [y-.38]*2, color='black', lw=1.2)
     ax.plot(values.mean(), y-.38, 'D', ms=5, mfc='white', mec='black', mew=1.2)
     return f'mean {values.mean():.2f} ({lo:.2f} to {hi:.2f}), median {np.median(values):.2f}'

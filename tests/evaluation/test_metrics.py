@@ -1,16 +1,18 @@
 "Metrics against independent implementations on hundreds of random pairs, and against arithmetic done by hand."
 import csv, itertools, json, math, statistics, subprocess, sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from neuroseg import core
 from neuroseg.core import ConfigError, InputError, ShapeError, read_json, write_json
 from neuroseg.evaluation.metrics import (Confusion, confusion, dice, hd95_mm, iou, pooled, precision, recall,
                                          score_case, score_slices, surface_dice, volume_error_ml, volume_error_rel)
-from neuroseg.evaluation.statistics import bootstrap_ci, paired_ci, summarise
+from neuroseg.evaluation.statistics import (_resampled, bootstrap_ci, mean_ci, median_ci, MIN_VALUES,
+                                            paired_ci, simulated_coverage, summarise)
 from neuroseg.evaluation.protocols import batch_soft_dice, keras_evaluate, thesis_batches, thesis_dice
 
 nan, inf = math.nan, math.inf
@@ -365,68 +367,108 @@ def test_keras_numbers_explain_the_thesis_fine_tuning():
     assert round(shown['dice'], 4)==.8352 and round(shown['loss'], 4)==.1501 and round(shown['bar_dice'], 4)==.8434
 
 
-# --- bootstrap
+# --- intervals
 
-def test_bootstrap_of_two_patients_is_exact():
-    "The mean of two draws from {0,1} is 0, 1/2, 1 with chances 1/4, 1/2, 1/4."
-    assert bootstrap_ci([0,1])==(0,1) and bootstrap_ci([0,1], level=.4)==(.5,.5)
-
-def test_bootstrap_of_the_median_of_three_is_exact():
-    "The median of three draws from three values is the least with chance 7/27 = 0.259."
-    for level,expected in ((.46, (2,2)), (.52, (1,3))): # lower quantiles .27 and .24
-        assert bootstrap_ci([1,2,3], stat=np.median, level=level, n_boot=200_000)==expected
-
-def test_bootstrap_width_is_the_analytic_one():
+def test_the_mean_of_normal_values_has_the_interval_of_student():
     values = np.random.default_rng(1).normal(.8, .1, 400)
-    for level,z in ((.95, 1.95996), (.5, .67449)):
-        lo, hi = bootstrap_ci(values, level=level)
-        half = z*values.std()/20
-        assert lo==pytest.approx(values.mean()-half, abs=.06*half+2e-4)
-        assert hi==pytest.approx(values.mean()+half, abs=.06*half+2e-4)
+    for level in (.95, .5):
+        expected = stats.t.interval(level, 399, values.mean(), stats.sem(values))
+        width = expected[1]-expected[0]
+        assert mean_ci(values, level=level)==pytest.approx(expected, abs=.05*width)
 
-def test_bootstrap_covers_as_often_as_it_says():
-    rng = np.random.default_rng(2)
-    hits = sum(lo<=0<=hi for lo,hi in (bootstrap_ci(rng.normal(size=60), n_boot=400, seed=i) for i in range(400)))
-    assert .91 < hits/400 < .98
+def test_the_studentised_interval_is_scipy_s_of_each_resample():
+    "The same resamples, their t computed one by one."
+    values, rng = np.random.default_rng(2).beta(8, 2, 12), np.random.default_rng(0)
+    draws = values[rng.integers(12, size=(500, 12))]
+    t = [(d.mean()-values.mean())/stats.sem(d) for d in draws]
+    low, high = np.quantile(t, [.025, .975], method='inverted_cdf')
+    expected = values.mean()-high*stats.sem(values), values.mean()-low*stats.sem(values)
+    assert mean_ci(values, n_boot=500)==pytest.approx(expected)
 
-def test_bootstrap_is_deterministic_and_seeded():
+def test_the_interval_of_a_ratio_is_scipy_s():
+    rng = np.random.default_rng(3)
+    true = rng.lognormal(0, 1, 30); pred = true*rng.lognormal(.1, .3, 30)
+    def ratio(v, axis): return v[..., 0].sum(axis)/v[..., 1].sum(axis)
+    theirs = stats.bootstrap((pred, true), lambda a, b, axis: a.sum(axis)/b.sum(axis), paired=True, method='BCa',
+                             n_resamples=20_000, rng=rng).confidence_interval
+    assert bootstrap_ci(np.stack([pred, true], 1), ratio, n_boot=20_000)==pytest.approx(tuple(theirs), abs=.004)
+
+SKEWED = 1-np.random.default_rng(5).gamma(.7, .2, 400).clip(0, 1) # Dice-like: a few far below the many
+
+@pytest.mark.parametrize('n,least', [(10, .87), (18, .89), (88, .92)])
+def test_the_mean_is_covered_more_often_than_by_percentiles(n, least):
+    def percentile(v): return bootstrap_percentiles(v)
+    def studentised(v): return mean_ci(v, n_boot=400, within=(0,1))
+    plain, better = (simulated_coverage(SKEWED, f, SKEWED.mean(), n=n, n_samples=400) for f in (percentile, studentised))
+    assert better['coverage']>least and better['coverage']>=plain['coverage'] and better['too_high']<plain['too_high']
+
+def bootstrap_percentiles(v):
+    means = v[np.random.default_rng(0).integers(len(v), size=(400, len(v)))].mean(1)
+    return np.quantile(means, [.025, .975])
+
+@pytest.mark.parametrize('n', [6, 10, 18, 88])
+def test_the_median_is_covered_as_often_as_it_says(n):
+    found = simulated_coverage(SKEWED, median_ci, np.median(SKEWED), n=n, n_samples=2000)
+    assert .93<found['coverage']<.975
+
+@pytest.mark.parametrize('n', [5, 6, 9, 20, 101])
+def test_order_statistics_hold_at_least_their_probability(n):
+    "The pair around the interpolated ends covers 95 %, the next inner pair less; scipy's binomial."
+    lo, hi = median_ci(np.arange(1., n+1))
+    outer = int(np.floor(lo))
+    assert lo+hi==pytest.approx(n+1)
+    chance = 1-2*stats.binom.cdf(outer-1, n, .5), 1-2*stats.binom.cdf(outer, n, .5)
+    assert chance[1]<.95<=chance[0] or n==5 and (lo, hi)==(1, 5)
+
+def test_intervals_are_deterministic_and_seeded():
     values = np.random.default_rng(3).random(30)
     state = np.random.get_state()[1].copy()
-    assert bootstrap_ci(values)==bootstrap_ci(values)!=bootstrap_ci(values, seed=1)
+    assert mean_ci(values)==mean_ci(values)!=mean_ci(values, seed=1)
+    assert bootstrap_ci(values, np.mean)==bootstrap_ci(values, np.mean)!=bootstrap_ci(values, np.mean, seed=1)
     assert (np.random.get_state()[1]==state).all() # the global generator is left alone
 
-def test_bootstrap_moves_with_the_data():
+def test_intervals_move_with_the_data():
     values = np.random.default_rng(4).random(25)
-    lo, hi = bootstrap_ci(values)
-    assert bootstrap_ci(values+3)==pytest.approx((lo+3, hi+3)) and bootstrap_ci(2*values)==pytest.approx((2*lo, 2*hi))
-    assert values.min()<=lo<=hi<=values.max()
-    assert bootstrap_ci([.7])==(.7,.7) and bootstrap_ci([.7]*9)==pytest.approx((.7,.7))
+    for f in (mean_ci, median_ci, partial(bootstrap_ci, stat=np.mean)):
+        lo, hi = f(values)
+        assert f(values+3)==pytest.approx((lo+3, hi+3)) and f(2*values)==pytest.approx((2*lo, 2*hi)) and lo<=hi
 
-def test_bootstrap_bounds_its_memory_and_still_draws_all():
+def test_few_patients_give_the_whole_range():
+    for n in range(1, MIN_VALUES):
+        for f in (mean_ci, median_ci, partial(bootstrap_ci, stat=np.mean)):
+            assert f([.7]*n, within=(0,1))==(0,1) and f([.7]*n)==(-inf,inf)
+    assert mean_ci([.7]*9)==pytest.approx((.7,.7)) and median_ci([.7]*9)==(.7,.7)
+
+def test_ends_stay_in_the_range():
+    values = [.2, .99, .99, .99, .99, .98, 1.]
+    lo, hi = mean_ci(values)
+    assert (lo<0 or hi>1) and mean_ci(values, within=(0,1))==(max(lo, 0), min(hi, 1))
+
+def test_resamples_bound_their_memory_and_are_all_drawn():
     drawn = []
     def stat(v, axis): drawn.append(v.shape); return v.mean(axis)
-    bootstrap_ci(np.zeros(500_000), stat=stat, n_boot=10)
+    _resampled(np.zeros(500_000), stat, n_boot=10, seed=0)
     assert sum(s[0] for s in drawn)==10 and max(s[0]*s[1] for s in drawn)<=2_000_000
 
-def test_bootstrap_with_a_patient_at_infinity(recwarn):
+def test_intervals_with_a_patient_at_infinity(recwarn):
     values = [1.,2,3,4,5,6,7,8,9,inf]
-    assert bootstrap_ci(values)[1]==inf
-    lo, hi = bootstrap_ci(values, stat=np.median)
+    assert all(map(math.isnan, mean_ci(values)))
+    lo, hi = median_ci(values)
     assert 1<=lo<=hi<inf and not recwarn.list
 
 @pytest.mark.parametrize('values,level,error', [([], .95, ShapeError), ([[1,2]], .95, ShapeError),
                                                 ([1,nan], .95, InputError), ([1,2], 95, ConfigError),
                                                 ([1,2], 0, ConfigError)])
-def test_bootstrap_refuses(values, level, error):
-    with pytest.raises(error): bootstrap_ci(values, level=level)
+def test_intervals_refuse(values, level, error):
+    for f in (mean_ci, median_ci):
+        with pytest.raises(error): f(values, level=level)
 
 def test_paired_is_the_interval_of_differences():
     rng = np.random.default_rng(5); a = rng.random(40); b = a - .02 + rng.normal(0, .005, 40)
-    assert paired_ci(a, b)==bootstrap_ci(a-b)
+    assert paired_ci(a, b)==mean_ci(a-b)
     assert paired_ci(b, a)==pytest.approx(tuple(-x for x in paired_ci(a, b)[::-1]), abs=2e-4)
     assert paired_ci(a, b)[0]>0 and paired_ci(a+.1, a)==pytest.approx((.1,.1))
-    assert paired_ci(a, b, stat=np.median, level=.5, seed=3, n_boot=100)==bootstrap_ci(a-b, stat=np.median, level=.5,
-                                                                                       seed=3, n_boot=100)
+    assert paired_ci(a, b, level=.5, seed=3, n_boot=100)==mean_ci(a-b, level=.5, seed=3, n_boot=100)
     with pytest.raises(ShapeError): paired_ci(a, b[1:])
     with pytest.raises(InputError): paired_ci([inf], [inf])
 
@@ -445,7 +487,7 @@ def test_summary_agrees_with_python_statistics():
     assert d['sd']==pytest.approx(statistics.stdev(values))
     assert [d['q1'], d['median'], d['q3']]==pytest.approx(statistics.quantiles(values, method='inclusive'))
     assert (d['min'], d['max'])==(min(values), max(values))
-    assert d['mean_ci95']==bootstrap_ci(values) and d['median_ci95']==bootstrap_ci(values, stat=np.median)
+    assert d['mean_ci95']==mean_ci(values, within=(0,1)) and d['median_ci95']==median_ci(values)
 
 def test_summary_states_its_conditions():
     for empty,words in ((1., 'count 1'), (0., 'count 0'), (nan, 'are left out')):
@@ -468,12 +510,12 @@ def test_summary_counts_nan_and_infinity(recwarn):
 def test_summary_of_a_column_without_values_and_of_one_patient():
     s = summarise([dict(dice=nan, iou=.5)], keys=('dice','iou'), empty=nan)
     assert s['scores']['dice']['n']==0
-    assert s['scores']['iou']['mean_ci95']==(.5,.5)
+    assert s['scores']['iou']['mean_ci95']==(0,1) # one patient tells nothing
     assert math.isnan(s['scores']['iou']['sd'])
     assert s._repr_markdown_().count('\n|')==3 # head, rule... and both rows
 
 def test_summary_survives_csv_and_json(tmp_path):
-    rows = [dict(patient=f'PH_{i}', **score_case(*random_pair(i)[:2], spacing_mm=(5,1,1), empty=1.)) for i in range(4)]
+    rows = [dict(patient=f'PH_{i}', **score_case(*random_pair(i)[:2], spacing_mm=(5,1,1), empty=1.)) for i in range(9)]
     with open(tmp_path/'scores.csv', 'w', newline='') as f:
         w = csv.DictWriter(f, rows[0]); w.writeheader(); w.writerows(rows)
     back = list(csv.DictReader(open(tmp_path/'scores.csv')))
