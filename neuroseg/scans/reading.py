@@ -23,7 +23,8 @@ from .pictures import (decoding, folder_entries, guess_sequence, IMAGE_ENDINGS, 
                                      is_other_series, patient_part, stem)
 from .stacks import read_stack, Scan, slice_files, subfolder
 from .nifti import read_nifti
-from .dicom import is_dicom, read_dicom_series
+from .dicom import is_dicom
+from .dicom_study import read_dicom_series
 
 # %% ../../nbs/scans/05_reading.ipynb #c019
 @dataclass
