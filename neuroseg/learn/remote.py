@@ -6,8 +6,8 @@ Docs: https://neuroseg.github.io/neuroseg/learn/remote.html.md"""
 
 # %% auto #0
 __all__ = ['THESIS_TUNING', 'SHARE', 'Training', 'thesis_plan', 'Sides', 'thesis_sides', 'pack', 'unpack', 'TimeLimit',
-           'EpochLog', 'slice_sums', 'predict_slices', 'Result', 'arithmetic', 'run_training', 'result_so_far',
-           'store_results', 'read_results', 'check_result', 'train_seed', 'train_seeds']
+           'EpochLog', 'predict_slices', 'Result', 'arithmetic', 'run_training', 'result_so_far', 'store_results',
+           'read_results', 'check_result', 'train_seed', 'train_seeds']
 
 # %% ../../nbs/learn/15_remote.ipynb #rm003
 import json, multiprocessing, os, shutil, tempfile, time
@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 from ..core import (atomic_path, ConfigError, hardware, jsonable, merged, NeurosegError, RunError, sha256_file,
-                           ShapeError, versions)
+                           versions)
 from ..cohorts.cohort import Cohort
 from ..cohorts.splits import thesis_split
+from ..evaluation.protocols import slice_counts, SliceCounts
 from .slices import batch, SliceSet, thesis_set
 from .networks import build_model
 from .recipe import THESIS_RECIPE, TrainConfig, config_dict, config_diff, config_from, stored_config
@@ -135,21 +136,6 @@ class EpochLog(Callback):
         print(f"{self.label} epoch {r['epoch']+1}: valid loss {r['valid_loss']:.4f}, Dice {r['thesis_dice']:.4f}, "
               f"{r['train_s']:.1f} s", flush=True)
 
-# %% ../../nbs/learn/15_remote.ipynb #rm052
-def slice_sums(
-    prob:np.ndarray, # Probabilities `(N,S,S)` in [0, 1]
-    true:np.ndarray, # Shares of tumour, same shape
-)->dict: # both, pred, true: sums; both_px, pred_px, true_px: pixels above one half; `(N,)` each
-    "The sums of each slice from which Dice is computed."
-    if prob.shape!=true.shape:
-        raise ShapeError(f'slice_sums: predictions {prob.shape}, masks {true.shape}; resample one to the grid of the '
-                         'other')
-    def total(a): return a.sum((1,2), dtype=np.float64)
-    found,there = prob>.5, true>.5
-    counts = dict(both_px=found & there, pred_px=found, true_px=there)
-    return dict(both=total(prob*true), pred=total(prob), true=total(true)) | {
-        k: a.sum((1,2)) for k,a in counts.items()}
-
 # %% ../../nbs/learn/15_remote.ipynb #rm054
 def predict_slices(
     model, # Network in eval mode, on its device
@@ -167,7 +153,8 @@ def predict_slices(
 class Result:
     "What is kept of a training."
     history:list # One dict an epoch, as `read_history` gives it
-    sums:dict # Of the test slices, from `slice_sums`
+    soft:SliceCounts # Sums of the probabilities of the `N` test slices
+    hard:SliceCounts # Sums of their masks above one half
     prob:np.ndarray # `(N,S,S)` uint8, the probabilities of the test slices from 0 to 255, for pictures
     record:dict # Recipe, slices, machine, versions, the hash of the weights, whether it came to its end
     def __repr__(self):
@@ -194,8 +181,8 @@ def _result(t, model, sides, folder, weights):
     "Score a network and gather what is kept of its training."
     prob = predict_slices(model, sides.test)
     meta = checkpoint_meta(folder/'checkpoint.safetensors')
-    return Result(meta['history'], slice_sums(prob, sides.test.y/255), np.rint(prob*255).astype(np.uint8),
-                  _facts(t, sides, meta, weights))
+    soft,hard = (slice_counts(prob, sides.test.y/255, soft=is_soft) for is_soft in (True, False))
+    return Result(meta['history'], soft, hard, np.rint(prob*255).astype(np.uint8), _facts(t, sides, meta, weights))
 
 # %% ../../nbs/learn/15_remote.ipynb #rm061
 def _start_of(t, folder):
@@ -251,17 +238,17 @@ def store_results(
     "Write the results of a plan into one file, without pickle."
     arrays = {}
     for name,r in results.items():
-        arrays |= {f'{name}.sums.{k}': v for k,v in r.sums.items()} | {f'{name}.prob': r.prob}
-        arrays[f'{name}.facts'] = np.array(json.dumps(dict(history=r.history, record=r.record)))
+        arrays |= {f'{name}.soft': np.array(r.soft), f'{name}.hard': np.array(r.hard), f'{name}.prob': r.prob,
+                   f'{name}.facts': np.array(json.dumps(dict(history=r.history, record=r.record)))}
     with atomic_path(path) as tmp, open(tmp, 'wb') as f: np.savez_compressed(f, **arrays)
     return Path(path)
 
 # %% ../../nbs/learn/15_remote.ipynb #rm082
 def _stored_result(z, name):
     "One training from an opened file."
-    facts, prefix = json.loads(str(z[f'{name}.facts'])), f'{name}.sums.'
-    sums = {k.removeprefix(prefix): z[k] for k in z if k.startswith(prefix)}
-    return Result(facts['history'], sums, z[f'{name}.prob'], facts['record'])
+    facts = json.loads(str(z[f'{name}.facts']))
+    soft,hard = (SliceCounts(*z[f'{name}.{kind}']) for kind in ('soft', 'hard'))
+    return Result(facts['history'], soft, hard, z[f'{name}.prob'], facts['record'])
 
 def read_results(
     path:Path, # From `store_results`
