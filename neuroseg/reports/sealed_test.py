@@ -14,8 +14,8 @@ import contextlib, hashlib, os, re
 from datetime import datetime, UTC
 from pathlib import Path
 
-from ..core import (atomic_dir, atomic_path, ConfigError, DataError, InputError, jsonable, need, read_json,
-                           record_run, RunError, RunRecord, sha256_file, write_json)
+from ..core import (atomic_dir, atomic_path, ConfigError, DataError, git_output, InputError, jsonable, need,
+                           read_json, record_run, RunError, RunRecord, sha256_file, write_json)
 from ..segmentation.card import ModelCard
 from ..cohorts.cohort import Cohort
 from ..cohorts.splits import FOLDS
@@ -36,8 +36,8 @@ The 22 sealed patients of the LGG cohort are scored once for a release. Every op
     neuroseg evaluate COHORT --sealed --reason "..."
 
 and no entry is ever changed. An entry ends with its seal: the SHA-256 of everything above it, all earlier entries
-included. It holds the SHA-256 of the tables that it rests on. A test computes all of them again, and compares this
-page with every version of it in the history.
+included. It holds the SHA-256 of the tables that it rests on. A test computes all of them again, and checks that this
+page continues every version of it in the history.
 '''
 METHOD = ('two empty masks count 1; 95 % interval of the mean: percentile bootstrap over patients, '
           f"{INTERVAL['n_draws']} draws, seed {INTERVAL['seed']}")
@@ -111,13 +111,20 @@ def _entry_faults(root, n, e, former): # Number it must have, entry, seal of the
         if not file.is_file(): yield f'{said}: `{name}` is missing'
         elif sha256_file(file) not in e.get(name, ''): yield f'{said}: `{name}` was changed'
 
+def _history_faults(root, text):
+    "Committed versions of the ledger that the text does not continue."
+    path = f'reports/{LEDGER}'
+    for commit in (git_output(root, 'log', '--format=%H', '--', path) or '').split():
+        former = git_output(root, 'show', f'{commit}:./{path}')
+        if former and not text.startswith(former): yield f'the ledger of commit {commit[:7]} was rewritten since'
+
 def ledger_faults(
     root=None, # As `find_repo` takes it
 )->list[str]: # Sentences; none for a ledger that is whole
     "What was changed in the ledger, or in the tables that it names."
     root = find_repo(root)
     text = ledger_text(root)
-    found, faults = entries(text), []
+    found, faults = entries(text), [*_history_faults(root, text)]
     for n,e in enumerate(found, 1):
         faults += _entry_faults(root, n, e, found[n-2]['seal'] if n>1 else 'none')
     rest = text[len(found[-1]['above'])+len(f"Seal: `{found[-1]['seal']}`\n"):] if found else text.removeprefix(HEAD)
@@ -179,6 +186,24 @@ def opening_summary(
     return jsonable(sealed_summary(patients, others, seeds=read_json(Path(folder)/'opening.json')['seeds']))
 
 # %% ../../nbs/reports/11_sealed_test.ipynb #ec9d0dc7
+def _keep(rows, card, record, *, reason, root, date, source=''):
+    "`keep_opening` by somebody who holds the ledger."
+    text = ledger_text(root)
+    number = len(entries(text))+1
+    folder, seed = root/'reports'/STUDY/f'sealed_{number}', (card.facts.get('recipe') or {}).get('seed', 0)
+    about = record | dict(number=number, date=date, model=card.name, version=card.version, sha256=card.sha256,
+                          reason=reason, source=source, seeds=[seed])
+    with atomic_dir(folder) as tmp:
+        write_json(tmp/'opening.json', about)
+        write_rows(tmp/'patients.csv', rows)
+        write_rows(tmp/'out_of_fold.csv', out_of_fold(root))
+        summary = opening_summary(tmp)
+        write_json(tmp/'summary.json', summary)
+        save_figure(draw_sealed(tmp), tmp/'figures'/'sealed.png')
+        hashes = {name: sha256_file(tmp/name) for name in TABLES}
+        append_entry(root, entry_text(about, summary, hashes, text), text)
+    return folder
+
 def keep_opening(
     rows:list, # From `sealed_rows`
     card:ModelCard, # Of the model that was scored
@@ -190,22 +215,7 @@ def keep_opening(
     source:str='', # For rows that were not scored by this code: where they come from
 )->Path: # Folder of the opening
     "Write the folder of an opening and its entry in the ledger, both or none."
-    with _alone(root):
-        text = ledger_text(root)
-        number = len(entries(text))+1
-        folder, seed = root/'reports'/STUDY/f'sealed_{number}', (card.facts.get('recipe') or {}).get('seed', 0)
-        about = dict(number=number, date=date, model=card.name, version=card.version, sha256=card.sha256,
-                     reason=reason, source=source, seeds=[seed])
-        with atomic_dir(folder) as tmp:
-            write_json(tmp/'opening.json', record | about)
-            write_rows(tmp/'patients.csv', rows)
-            write_rows(tmp/'out_of_fold.csv', out_of_fold(root))
-            summary = opening_summary(tmp)
-            write_json(tmp/'summary.json', summary)
-            save_figure(draw_sealed(tmp), tmp/'figures'/'sealed.png')
-            hashes = {name: sha256_file(tmp/name) for name in TABLES}
-            append_entry(root, entry_text(record | about, summary, hashes, text), text)
-    return folder
+    with _alone(root): return _keep(rows, card, record, reason=reason, root=root, date=date, source=source)
 
 # %% ../../nbs/reports/11_sealed_test.ipynb #ffcd4582
 def check_first_time(
@@ -237,7 +247,8 @@ def open_sealed(
     out_of_fold(root)
     cases, first = sealed_cases(cohort), root/'reports'/STUDY/'sealed_1'/'patients.csv'
     check_whole(cases, read_rows(first) if first.is_file() else ())
-    with record_run(dict(threshold=card.threshold, flips=card.flips), cohort.hash(cases)) as rec:
-        rows = sealed_rows(cases, segmenter, progress=progress)
-    return keep_opening(rows, card, jsonable(rec) | provenance(STUDY, root, rec.commit), reason=reason, root=root,
-                        date=datetime.now(UTC).date().isoformat())
+    with _alone(root):
+        with record_run(dict(threshold=card.threshold, flips=card.flips), cohort.hash(cases)) as rec:
+            rows = sealed_rows(cases, segmenter, progress=progress)
+        return _keep(rows, card, jsonable(rec) | provenance(STUDY, root, rec.commit), reason=reason, root=root,
+                     date=datetime.now(UTC).date().isoformat())
