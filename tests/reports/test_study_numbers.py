@@ -55,25 +55,52 @@ def test_thesis(computed):
 
 
 def test_protocol_audit(computed):
-    "Scores rise by 0.01 from way to way, so lowest, highest and spread are known."
+    "Scores rise by 0.01 from way to way; two patients, the second without tumour on the test slices."
     splits, networks = ('slices at random', 'patients apart'), ('fast', 'other')
-    ways = [dict(checkpoint=c, grid=g, unit=u, empty=e) for c in ('best on the test set', 'last epoch')
-            for g in ('128 px, soft', 'original') for u in ('batch of 32', 'slice', 'all pixels')
-            for e in ('counts 1', 'counts 0')]
-    scores = [dict(predictor='network', network=m, split=s, dice=.5+.01*i-.1*(m=='other')) | w
-              for m in networks for s in splits for i, w in enumerate(ways)]
-    scores += [dict(predictor=p, network='none', split=s, dice=.6) | w | dict(checkpoint='none')
-               for s in splits for p in ('nothing', 'neighbouring masks') for w in ways[:12]]
+    ways = [dict(checkpoint='last epoch', grid=g, unit=u, empty=e) for g in ('128 px, soft', 'original')
+            for u in ('batch of 32', 'slice', 'tumour slice', 'all pixels') for e in ('counts 1', 'counts 0')]
+    scores = [dict(predictor='network', network=m, split=s, seed=k, dice=.5+.01*i-.1*(m=='other')+.02*k) | w
+              for m in networks for s in splits for k in (0, 1) for i, w in enumerate(ways)]
+    scores += [dict(predictor=p, network='none', split=s, seed=0, dice=.6) | w | dict(checkpoint='none')
+               for s in splits for p in ('nothing', 'neighbouring masks') for w in ways]
+    steps = ('slices at random, batches of 32, soft', '5 other patients in training', '6 whole scans')
+    ends = dict(difference=.08, difference_lo=.05, difference_hi=.11)
     found = computed('22', scores=scores,
-        splits=[dict(split=s, shared_patients=k, test_patients=5) for s, k in zip(splits, (5, 0))],
-        patients=[dict(network=m, split=s, patient=p, dice=d-.1*(m=='other'))
-                  for m in networks for s in splits for p, d in (('A', .8), ('B', .64))],
+        splits=[dict(split=s, fold=None, seed=42, test_slices=4) for s in splits],
+        seeds=[dict(network=m, seed=k, difference=.07+.02*k) for m in networks for k in (0, 1)],
+        patients=[dict(network=m, patient=p, fold=0, drawn=d, apart=a, whole=w)
+                  for m in networks for p, d, a, w in (('A', .8, .72, .7), ('B', None, None, .5))],
         choices=[dict(network=m, factor='unit', level='batch of 32', is_thesis=1, split=s, dice=d)
-                 for m in networks for s, d in zip(splits, (.8, .7))])
-    one, other = (found.n['networks'][m]['patients apart'] for m in networks)
-    assert (one['usual'], one['spread'], one['honest']['mean'], other['honest']['mean']) == close(.7, .23, .72, .62)
-    assert found.n['networks']['fast']['slices at random']['lowest']['unit'] == 'batch of 32'
-    assert 'over 23 Dice points' in found.answer
+                 for m in networks for s, d in zip(splits, (.8, .7))],
+        road=[dict(network='fast', step=s, dice=d, dice_lo=d-.05, dice_hi=d+.05, difference=g, difference_lo=g,
+                   difference_hi=g)
+              for s, d, g in zip(steps, (.84, .7, .6), (None, -.14, -.1))],
+        leak=[dict(network=m, score=w, patients=p, n=1, drawn=.8, apart=.72) | ends
+              for m in networks for w, p in (('patient', 'all patients'), ('patient', 'fold 0'),
+                                             ('evaluate', 'all patients'))],
+        epochs=[dict(epoch=e, test=t, choice=c, train=.1) for e, t, c in ((1, .3, .2), (2, .2, .3))],
+        checkpoints=[dict(rule=r, score='evaluate', dice=.8, gain=g, gain_lo=g-.01, gain_hi=g+.01)
+                     for r, g in (('best on the test slices', 0), ('best on separate slices', .02))],
+        scatter=[dict(predictor=p, split=s, seed=k, grid='128 px, soft', score='evaluate', dice=d)
+                 for p, k in (('fast', 0), ('blind: nothing', None)) for s, d in ((42, .80), (0, .82))])
+    one, other = (found.n['networks'][m] for m in networks)
+    assert (one['slices at random']['usual'], one['slices at random']['spread']) == close(.8, .15)
+    assert (one['slices at random']['honest']['n'], one['patients apart']['honest']['n']) == (1, 2)
+    assert (one['patients apart']['honest']['mean'], other['slices at random']['lowest']['dice']) == close(.6, .41)
+    leak = found.n['leak']['fast']
+    assert leak['patient']['ci95'] == [.05, .11] and leak['folds']['0']['n'] == 1
+    assert leak['by_seed'] == close(.07, .09) and found.n['checkpoint']['best_epoch'] == dict(test=2, choice=1)
+    assert found.n['road']['6 whole scans']['step']['difference'] == -.1
+    spread, said = found.n['scatter']['fast']['evaluate'], found.n['measures']
+    assert (spread['n'], spread['mean'], spread['sd']) == close(2, .81, .02/2**.5)
+    assert said['scatter / fast / evaluate'] == dict(
+        metric='soft Dice', statistic='mean', empty='smooth 1', unit='batch of 32', grid='128 px, soft',
+        split='slices at random', checkpoint='last epoch', network='fast', n=dict(patients=2, slices=4), seeds=[42, 0])
+    honest = said['networks / fast / patients apart / honest / mean']
+    assert (honest['n'], honest['seeds'], honest['split']) == (dict(patients=2), [0, 1], 'patients apart')
+    assert 'the leak is +0.080 Dice (+0.050 to +0.110), n = 1' in found.answer
+    assert 'held-out patients score 0.600 (0.550 to 0.650)' in found.answer
+    assert len(found.answer.split()) <= 125
 
 
 def test_learner(computed):
