@@ -6,7 +6,7 @@ Docs: https://neuroseg.github.io/neuroseg/scans/dicom_index.html.md"""
 
 # %% auto #0
 __all__ = ['NOT_DICOM', 'ONE_VALUE', 'SIZES', 'PARALLEL_TOL', 'SAME_PLACE_MM', 'UNEVEN_SHARE', 'UNEVEN_MM', 'TILT', 'STEP_SHARE',
-           'dicom_files', 'Series', 'series_of', 'series_volume', 'Study', 'dicom_index']
+           'dicom_files', 'holds_dicom', 'beside_dicom', 'Series', 'series_of', 'series_volume', 'Study', 'dicom_index']
 
 # %% ../../nbs/scans/13_dicom_index.ipynb #di003
 import os, warnings
@@ -24,23 +24,46 @@ from .dicom import (check_stored, dicom_affine, dicom_planes, frames_of, IDENTIT
 # %% ../../nbs/scans/13_dicom_index.ipynb #di010
 NOT_DICOM = (*IMAGE_ENDINGS, '.zip', '.mp4', '.avi', '.json', '.txt', '.csv') # Endings of files that are not opened
 
+def _files_below(folder, skip):
+    "Files below a folder, without hidden ones."
+    for here,below,names in os.walk(folder):
+        below[:] = sorted(b for b in below if not b.startswith('.') and Path(here, b).absolute()!=skip)
+        yield from (Path(here, n) for n in sorted(names, key=natural_key) if not n.startswith('.'))
+
+def _may_be_dicom(f):
+    "Whether a file is DICOM by its content; files of other kinds by their ending are not opened."
+    return f.suffix.lower() not in NOT_DICOM and not is_nifti(f) and f.is_file() and is_dicom(f)
+
 def dicom_files(
     source, # Folder (searched below too), file, or list of files
     *,
     skip=None, # Folder that is left out
 )->list: # Paths
-    "The DICOM files among these, by their content; hidden files are left out."
+    "The DICOM files of a folder, by their content; files that are given by name are all taken."
     if not isinstance(source, (str, os.PathLike)): return [Path(f) for f in source]
     if not Path(source).is_dir(): return [Path(source)]
-    found = []
-    for folder,below,names in os.walk(source):
-        below[:] = sorted(b for b in below if not b.startswith('.') and Path(folder, b).absolute()!=skip)
-        files = [Path(folder, n) for n in sorted(names, key=natural_key) if not n.startswith('.')]
-        found += [f for f in files if f.suffix.lower() not in NOT_DICOM and not is_nifti(f) and f.is_file()
-                  and is_dicom(f)]
-    return found
+    return [f for f in _files_below(source, skip) if _may_be_dicom(f)]
 
-# %% ../../nbs/scans/13_dicom_index.ipynb #di012
+def holds_dicom(
+    folder, # Searched below too
+    *,
+    skip=None, # Folder that is left out
+)->bool: # Whether there is a DICOM file in it
+    "Whether a folder holds DICOM, by the content of the first such file."
+    return any(map(_may_be_dicom, _files_below(folder, skip)))
+
+def beside_dicom(
+    folder, # Of a study
+    *,
+    skip=None, # Folder that is left out
+)->list: # At most one `Message`
+    "A note on files of other kinds that lie among DICOM files and are not read."
+    rest = [f.name for f in _files_below(folder, skip) if not _may_be_dicom(f)]
+    if not rest: return []
+    return [Message('beside_dicom', '{n} file(s) beside the DICOM files are not read: {names}', 'note', n=len(rest),
+                    names=', '.join(rest[:3]) + ('...' if rest[3:] else ''))]
+
+# %% ../../nbs/scans/13_dicom_index.ipynb #di013
 def _comparable(frame): # All attributes but those that depend on how a file is written
     return {k: v for k,v in frame.tags.items() if k not in ('PhotometricInterpretation', 'BitsStored')}
 
@@ -65,7 +88,7 @@ def _without_copies(frames):
                                      other=f.path.name))
     return left, copies
 
-# %% ../../nbs/scans/13_dicom_index.ipynb #di016
+# %% ../../nbs/scans/13_dicom_index.ipynb #di017
 def _spelled(values):
     "Values of an attribute and in how many slices each occurs, the most frequent first: '3, 3 in 4 slices...'."
     def _text(v):
@@ -81,7 +104,7 @@ def _check_one_value(frames, keyword):
                              'them ({values}); export this series alone, or choose another', 'error',
                              attribute=keyword, values=said))
 
-# %% ../../nbs/scans/13_dicom_index.ipynb #di019
+# %% ../../nbs/scans/13_dicom_index.ipynb #di020
 ONE_VALUE = ('PatientID', 'PatientBirthDate', 'StudyInstanceUID', 'FrameOfReferenceUID', 'Rows', 'Columns',
              'PixelSpacing', 'EchoTime', 'InversionTime', 'TemporalPositionIdentifier', 'DiffusionBValue',
              'ComplexImageComponent')
@@ -111,7 +134,7 @@ def _check_geometry(first):
                                  'at a right angle; export the series again', 'error',
                                  values=', '.join(f'{x:g}' for x in o.ravel())))
 
-# %% ../../nbs/scans/13_dicom_index.ipynb #di022
+# %% ../../nbs/scans/13_dicom_index.ipynb #di023
 PARALLEL_TOL = 1e-3 # Of direction cosines: a twentieth of a degree, above the rounding of six printed decimals
 SAME_PLACE_MM = 1e-3 # Slices nearer than this lie at one place: no scanner steps by a micrometre
 UNEVEN_SHARE = .02 # Of the step, or `UNEVEN_MM` if that is more: what printed decimals change, and far below one slice
@@ -129,7 +152,7 @@ def _along_normal_mm(frames):
     normal = np.cross(o[:3], o[3:])
     return normal, np.array([normal @ np.array(f.get('ImagePositionPatient'), float) for f in frames])
 
-# %% ../../nbs/scans/13_dicom_index.ipynb #di025
+# %% ../../nbs/scans/13_dicom_index.ipynb #di026
 def _check_steps(at_mm):
     "`InputError` unless sorted positions in mm follow each other in one step."
     gaps = np.diff(at_mm)
@@ -145,7 +168,7 @@ def _check_steps(at_mm):
                                  'is missing, or there are several volumes; export the series again', 'error',
                                  usual_mm=usual, odd_mm=float(gaps[k]), slice=k+1, n_slices=len(at_mm)))
 
-# %% ../../nbs/scans/13_dicom_index.ipynb #di028
+# %% ../../nbs/scans/13_dicom_index.ipynb #di029
 def _step_mm(frames, normal):
     "The vector from one slice of a sorted volume to the next; `InputError` where it leaves the normal."
     first,last = (np.array(frames[i].get('ImagePositionPatient'), float) for i in (0,-1))
@@ -158,7 +181,7 @@ def _step_mm(frames, normal):
                                  degrees=float(np.degrees(np.arcsin(aside)))))
     return step
 
-# %% ../../nbs/scans/13_dicom_index.ipynb #di030
+# %% ../../nbs/scans/13_dicom_index.ipynb #di031
 STEP_SHARE = .1 # By how much the step may differ from what the header calls it, as a share
 
 def _stated_step_mm(first): # What the header says of the distance between slices; None where it says nothing
@@ -175,7 +198,7 @@ def _step_warnings(frames, step_mm):
     return [Message('step_differs', 'its slices are {step_mm:.2f} mm apart, but SpacingBetweenSlices says '
                     '{stated_mm:.2f} mm: is every second slice missing?', step_mm=step_mm, stated_mm=float(spacing))]
 
-# %% ../../nbs/scans/13_dicom_index.ipynb #di034
+# %% ../../nbs/scans/13_dicom_index.ipynb #di035
 @dataclass
 class Series:
     "The slices of one series, in the order in which they lie in the patient."
@@ -195,7 +218,7 @@ class Series:
         words = (self.get('SeriesNumber'), self.get('SeriesDescription', self.get('ProtocolName', 'no description')))
         return ''.join(c for c in ' '.join(str(w) for w in words if w is not None) if c.isprintable())[:60]
 
-# %% ../../nbs/scans/13_dicom_index.ipynb #di035
+# %% ../../nbs/scans/13_dicom_index.ipynb #di036
 def _checked(frames):
     "Frames of one volume, after everything that is the same in all of them."
     frames,copies = _without_copies(frames)
@@ -249,7 +272,7 @@ def series_of(
     except InputError as e: s.fault = e.message
     return s
 
-# %% ../../nbs/scans/13_dicom_index.ipynb #di039
+# %% ../../nbs/scans/13_dicom_index.ipynb #di040
 def series_volume(
     s:Series,
 )->np.ndarray: # float32 `(Z,Y,X)` in the scanner's units
@@ -259,7 +282,7 @@ def series_volume(
                                  why=s.fault))
     return dicom_planes(s.frames)
 
-# %% ../../nbs/scans/13_dicom_index.ipynb #di042
+# %% ../../nbs/scans/13_dicom_index.ipynb #di043
 @dataclass
 class Study:
     "All series of one examination of one patient."
@@ -284,7 +307,7 @@ def _readable_frames(files, progress):
 def _examination(frames): # The patient and the study that a series names
     return tuple(str(frames[0].get(k, '')) for k in ('PatientID', 'PatientBirthDate', 'StudyInstanceUID'))
 
-# %% ../../nbs/scans/13_dicom_index.ipynb #di043
+# %% ../../nbs/scans/13_dicom_index.ipynb #di044
 def dicom_index(
     source, # Folder (searched below too), file, or list of files
     *,

@@ -125,7 +125,8 @@ def _sequence_warnings(scan:Scan)->list:
     absent = [s for s in SEQUENCES if s not in scan.sequences]
     warn = [Message('sequences_missing', 'missing sequences ({absent}): FLAIR was used in their place',
                     absent=', '.join(absent))] if absent else []
-    if scan.sequences==('flair',) and guess_sequence(scan.source)!='flair':
+    known = {w.code for w in map(as_message, scan.warnings)} & {'flair_found', 'series_named'} # by a DICOM header
+    if scan.sequences==('flair',) and guess_sequence(scan.source)!='flair' and not known:
         warn.append(Message('sequence_assumed', 'the input does not say which sequence it is: taken to be FLAIR'))
     return warn
 
