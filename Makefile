@@ -88,12 +88,13 @@ export: $(INSTALLED) ## Write neuroseg/ from the notebooks, and clean them
 messages: $(INSTALLED) ## Compile the French texts, neuroseg/app/locale/fr/LC_MESSAGES/neuroseg.po
 	$(BIN)/pybabel compile -d neuroseg/app/locale -D neuroseg
 
-readme: $(INSTALLED) ## Write README.md and MODEL_CARD.md from their notebooks, freshly run
-	for page in index model_card; do \
+readme: $(INSTALLED) ## Write README.md, MODEL_CARD.md and DATASHEET.md from their notebooks, freshly run
+	for page in index model_card datasheet; do \
 	  $(HEADLESS) $(BIN)/nbdev-test nbs/$$page.ipynb --save && $(BIN)/nbdev-clean --fname nbs/$$page.ipynb || exit 1; \
 	done
 	$(BIN)/python nbs/_build.py readme README.md
 	$(BIN)/python nbs/_build.py card MODEL_CARD.md
+	$(BIN)/python nbs/_build.py datasheet DATASHEET.md
 
 docs: $(INSTALLED) ## Build the site into _docs and check its links
 	$(BIN)/python nbs/_build.py site _docs

@@ -1,7 +1,8 @@
-"""Write the README, the model card and the docs site from the notebooks, without the Quarto binary that nbdev needs.
+"""Write the README, the model card, the datasheet and the docs site from the notebooks, without the Quarto binary that nbdev needs.
 
     python nbs/_build.py readme README.md    # nbs/index.ipynb, by nbconvert
     python nbs/_build.py card MODEL_CARD.md  # nbs/model_card.ipynb, by nbconvert
+    python nbs/_build.py datasheet DATASHEET.md
     python nbs/_build.py site _docs          # notebooks staged by nbdev, reports added, rendered by smalldocs
 """
 import json, re, shutil, subprocess, sys
@@ -19,9 +20,9 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 # Files of the repository that are written from a notebook: on the site, the notebook is their page
-WRITTEN = {'README.md': 'nbs/index.ipynb', 'MODEL_CARD.md': 'nbs/model_card.ipynb'}
+WRITTEN = {'README.md': 'nbs/index.ipynb', 'MODEL_CARD.md': 'nbs/model_card.ipynb', 'DATASHEET.md': 'nbs/datasheet.ipynb'}
 # Pages of the site that are files of the repository
-RECORD = {'reports/index.md': 'reports/README.md', 'ledger.md': 'CLAIMS.md', 'datasheet.md': 'DATASHEET.md'}
+RECORD = {'reports/index.md': 'reports/README.md', 'ledger.md': 'CLAIMS.md'}
 # The target of a Markdown link or picture, and of an HTML one
 LINK = re.compile(r'(\]\(|(?:src|href)=")([^)"\s]+)')
 
@@ -89,7 +90,7 @@ def stage_reports(
     stage:Path, # The folder of the staged site
     cfg, # nbdev's configuration
 ):
-    "Show each study as it ran; add the figures and tables of all runs, the claims and the datasheet."
+    "Show each study as it ran; add the figures and tables of all runs, and the claims."
     # The pages of the library's folder `reports` are staged under the same name and stay
     skipped = shutil.ignore_patterns('smoke', 'gpu', 'private*', '*.html', '*.ipynb', '*.md')
     shutil.copytree(ROOT/'reports', stage/'reports', ignore=skipped, dirs_exist_ok=True)
@@ -169,6 +170,7 @@ def site(dest:Path):
 
 
 if __name__ == '__main__':
-    makes = {'readme': partial(page, 'index'), 'card': partial(page, 'model_card'), 'site': site}
+    makes = {'readme': partial(page, 'index'), 'card': partial(page, 'model_card'),
+             'datasheet': partial(page, 'datasheet'), 'site': site}
     if len(sys.argv) != 3 or sys.argv[1] not in makes: sys.exit(__doc__)
     makes[sys.argv[1]](Path(sys.argv[2]))

@@ -6,14 +6,15 @@ Docs: https://neuroseg.github.io/neuroseg/reports/measures.html.md"""
 
 # %% auto #0
 __all__ = ['METRICS', 'WORDS', 'OTHERS', 'WAYS', 'SEP', 'T_975', 'NOT_SAID', 'measure', 'follow', 'measures', 'tolerance_of',
-           'unlike', 'same_network']
+           'unlike', 'same_network', 'measured']
 
-# %% ../../nbs/reports/09_measures.ipynb #da52200b
+# %% ../../nbs/reports/09_measures.ipynb #793b20f9
 import math
 
 from ..core import ConfigError
+from .stored_run import stored
 
-# %% ../../nbs/reports/09_measures.ipynb #fd96453a
+# %% ../../nbs/reports/09_measures.ipynb #ab8399c0
 METRICS = {'Dice': 1, 'soft Dice': 1, 'soft Dice loss': -1, 'IoU': 1, 'recall': 1, 'precision': 1, 'epoch': 0,
            'count': 0}
 WORDS = dict(
@@ -26,7 +27,7 @@ WORDS = dict(
     split=('slices at random', 'patients apart'),
     checkpoint=('best on the test set', 'best on separate data', 'last epoch', 'none')) # `none`: nothing was trained
 
-# %% ../../nbs/reports/09_measures.ipynb #36c3acd6
+# %% ../../nbs/reports/09_measures.ipynb #457e6486
 OTHERS = ('network', 'n', 'seeds', 'parameters', 'complete', 'splits')
 
 def _word_faults(d): # Conditions by name
@@ -46,7 +47,7 @@ def _number_faults(d): # Conditions by name
         f'seeds is {seeds!r}; list those of split and training': not (isinstance(seeds, list) and seeds),
         }.items() if wrong]
 
-# %% ../../nbs/reports/09_measures.ipynb #ce100d8d
+# %% ../../nbs/reports/09_measures.ipynb #863c3b42
 def measure(
     where:str='a measure', # For the error
     **conditions, # Those of `WORDS` and `OTHERS`; of metric 'count' nothing else
@@ -59,7 +60,7 @@ def measure(
     if wrong: raise ConfigError(f"{where}: {'; '.join(wrong)}")
     return conditions
 
-# %% ../../nbs/reports/09_measures.ipynb #ed727d91
+# %% ../../nbs/reports/09_measures.ipynb #36d441c8
 _OF_BATCHES = dict(metric='soft Dice', statistic='mean', empty='smooth 1')
 _OF_SLICES = dict(metric='Dice', statistic='mean', empty='counts 1')
 WAYS = { # Names as `claim_scores` gives them
@@ -71,7 +72,7 @@ WAYS = { # Names as `claim_scores` gives them
     'all pixels': _OF_SLICES | dict(unit='all pixels', statistic='pooled'),
     'patient': _OF_SLICES | dict(unit='patient', empty='left out')}
 
-# %% ../../nbs/reports/09_measures.ipynb #956402a3
+# %% ../../nbs/reports/09_measures.ipynb #85c30de3
 SEP = ' / ' # Between the keys of a path
 
 def follow(
@@ -84,7 +85,7 @@ def follow(
         found = found[key]
     return found
 
-# %% ../../nbs/reports/09_measures.ipynb #b9d4a48f
+# %% ../../nbs/reports/09_measures.ipynb #f694eb5b
 def _is_number(v): return isinstance(v, (int,float)) and not isinstance(v, bool)
 
 def measures(
@@ -99,7 +100,7 @@ def measures(
             raise ConfigError(f'measures: {path!r} is neither a number nor a spread over splits')
     return {path: measure(path, **conditions) for path,conditions in declared.items()}
 
-# %% ../../nbs/reports/09_measures.ipynb #83a4e6e0
+# %% ../../nbs/reports/09_measures.ipynb #8d361588
 # 97.5 % quantile of Student's t for 1 to 30 degrees of freedom
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
          2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
@@ -112,7 +113,7 @@ def tolerance_of(
     t = T_975[min(scatter['n']-1, len(T_975))-1]
     return t*scatter['sd']*math.sqrt(1+1/n_splits)
 
-# %% ../../nbs/reports/09_measures.ipynb #efa07bf6
+# %% ../../nbs/reports/09_measures.ipynb #eb4eb0d1
 NOT_SAID = 'not said' # A condition that a publication leaves open
 
 def unlike(
@@ -130,3 +131,18 @@ def same_network(
 )->bool: # False where one names its number of parameters and the other does not
     "Whether two numbers are of the same network, by name and number of parameters."
     return all(a.get(k)==b.get(k) for k in ('network','parameters'))
+
+# %% ../../nbs/reports/09_measures.ipynb #60ed1d4c
+def measured(
+    run:str, # A run's folder under reports/, say '23_learner/cpu'
+    path:str, # 'all sequences / scores / dice / mean'
+    root=None, # As `find_repo` takes it
+    **expected, # Conditions that the page states
+): # The number
+    "A stored number that is what the page says; raises `ConfigError`. A run without declarations is not checked."
+    value, said = stored(run, *path.split(SEP), root=root), stored(run, root=root).get('measures')
+    if said is None: return value
+    if path not in said: raise ConfigError(f'{run} does not declare what {path!r} measures; declare it in its study')
+    wrong = [f'{k} {said[path].get(k)!r}, not {v!r}' for k,v in expected.items() if said[path].get(k)!=v]
+    if wrong: raise ConfigError(f"{run}, {path!r} has {', '.join(wrong)}; quote another number, or say what it is")
+    return value
