@@ -39,19 +39,53 @@ def test_exploration(computed):
     assert 'score 0.850 where slices are averaged' in found.answer
 
 
-def test_thesis(computed):
-    "Two batches, one perfect and one empty; a patient without tumour in either mask is left out."
-    networks = ('fast', 'thesis', 'blind: neighbouring masks')
-    found = computed('21',
+def thesis_tables(ended=1, **more):
+    "Tables of study 21: two batches, one perfect and one empty; a patient without tumour in either mask is left out."
+    networks, trained = ('fast', 'thesis', 'blind: neighbouring masks'), ('fast', 'thesis')
+    order = dict(batch_8=.4, batch_16=.5, batch_64=.8, all_pixels=.9)
+    step = {0: .06, 1: .02, 2: .04} # from batches of 16 to batches of 32, by order
+    best = dict(best_epoch=1, best_valid_dice=.5, minutes=1., machine='a machine', arithmetic='float32')
+    return dict(
         batches=[dict(network=w, batch=i, slices=32, soft_dice=d) for w in networks for i, d in enumerate((1., 0.))],
         patients=[dict(network=w, patient=p, dice=d) for w in networks for p, d in (('A', .9), ('B', .7), ('C', None))],
         history=[dict(network=w, epoch=e, slices_per_epoch=64, valid_loss=v, thesis_dice=1-v, train_s=30)
-                 for w in networks[:2] for e, v in enumerate((.5, .6))],
-        split=[dict(train_slices=64, test_slices=64, test_patients=3, shared_patients=3)],
-        facts=[dict(fact='parameters', value=31_042_369)])
+                 for w in trained for e, v in enumerate((.5, .6))],
+        trainings=[dict(network=w, seed=42, parameters=31_042_369, epochs=2, ended=ended) | best for w in trained],
+        orders=[dict(network=w, order=k, batch_32=.5+s, bar_32=.5+s-.01*k) | order
+                for w in networks for k, s in step.items()],
+        published=[dict(what=k, value=v) for k, v in (
+            ('epochs', 36), ('best epoch', 31), ('best validation Dice, batches of 16', .82), ('Dice, `evaluate`', .85))],
+        split=[dict(patients=3, train_slices=64, test_slices=64, test_patients=3, shared_patients=3, seed=42)],
+        facts=[dict(fact='parameters', value=31_042_369)]) | more
+
+
+def test_thesis(computed):
+    found = computed('21', **thesis_tables())
     fast = found.n['fast']
     assert (fast['thesis_protocol']['dice'], fast['by_patient']['n'], fast['best_epoch']) == (.5, 2, 1)
-    assert "mean Dice is 0.800 (n = 2)" in found.answer and 'saw only 2.00 of one epoch' in found.answer
+    assert "mean Dice is 0.800 (n = 2)" in found.answer and 'ended after 2 epochs' in found.answer
+    step, bar = (fast['orders'][k] for k in ('step from 16 to 32', 'progress bar minus returned'))
+    assert (step['own_order'], step['mean'], step['sd']) == close(.06, .03, .02/2**.5)
+    assert (step['as_large_as_theirs'], step['theirs'], bar['mean']) == close(.5, .03, -.015)  # 0.04, but not 0.02
+    assert found.n['tuning'] is None
+    said = found.n['measures']['thesis / thesis_protocol / bar_dice']
+    assert (said['parameters'], said['complete'], said['unit']) == (31_042_369, True, 'progress bar of batches of 32')
+
+
+def test_thesis_whose_training_has_not_ended(computed):
+    "Its score is shown as that of an unfinished training, and answers no claim."
+    found = computed('21', **thesis_tables(ended=0))
+    assert 'of a training that has not ended' in found.headline and 'can be continued' in found.answer
+    assert found.n['measures']['thesis / thesis_protocol / dice']['complete'] is False
+
+
+def test_thesis_with_fine_tuning_of_two_seeds(computed):
+    scores = dict(loss=.2, bar_dice=.79, bar_loss=.21)
+    tables = thesis_tables(tuning_split=[dict(patients=10, slices=196, train_slices=156, test_slices=40, data_hash='ab')],
+        tuning=[dict(predictor='thesis, fine-tuned', seed=s, dice=d) | scores for s, d in ((42, .8), (43, .82))]
+               + [dict(predictor='blind: nothing', seed=None, dice=.1) | scores])
+    n = computed('21', **tables).n['tuning']
+    assert (n['split']['test_slices'], n['seeds']['43']['dice'], n['blind: nothing']['dice']) == (40, .82, .1)
 
 
 def test_protocol_audit(computed):
@@ -125,26 +159,35 @@ def test_learner(computed):
 
 
 def test_ablations(computed):
-    "One change lowers the score, one does not tell; with FLAIR alone one raises it; two seeds disagree."
-    def difference(kind, arm, factor, gain, minutes=0.):
-        return dict(input=kind, arm=arm, factor=factor, n=2, seeds=1, dice=.8+gain, gain=gain, gain_lo=gain-.01,
-                    gain_hi=gain+.01, minutes=minutes)
-    arms = (('pooled', 'loss'), ('no_flips', 'prediction'))
-    seeds = (('base', 0, .8, 0.), ('base', 1, .81, 0.), ('no_flips', 0, .79, -.01), ('no_flips', 1, .82, .01),
-             ('pooled', 0, .77, -.03))
-    found = computed('24', arms=[dict(arm=a, factor=f) for a, f in arms], minutes=[dict(arm='base', minutes=5.)],
-        base=[dict(patient='A', dice=.9), dict(patient='B', dice=.7)],
-        differences=[difference('all sequences', 'pooled', 'loss', -.03, 6.),
-                     difference('all sequences', 'no_flips', 'prediction', .005),
-                     difference('FLAIR only', 'pooled', 'loss', .02),
-                     difference('FLAIR only', 'no_flips', 'prediction', 0.)],
-        seeds=[dict(input='all sequences', arm=a, seed=s, dice=d, gain=g) for a, s, d, g in seeds])
+    "One change lowers the score, one is undecided, one is not trained; with FLAIR alone one raises it."
+    def difference(kind, arm, factor, gain=None, p=None):
+        tested = dict(n=2, dice=.8+gain, gain=gain, gain_lo=gain-.01, gain_hi=gain+.01) if p else {}
+        said = {None: 'not yet trained', .01: 'higher' if gain and gain > 0 else 'lower', .6: 'undecided'}[p]
+        blank = dict.fromkeys(('n', 'dice', 'gain', 'gain_lo', 'gain_hi'))
+        return dict(input=kind, arm=arm, factor=factor) | blank | tested | dict(p=p and p/3, p_holm=p, verdict=said)
+    arms = (('pooled', 'loss'), ('no_flips', 'prediction'), ('late', 'loss'))
+    found = computed('24', arms=[dict(arm=a, factor=f) for a, f in arms],
+        trainings=[dict(arm=a, done=n, planned=4, minutes=3*n) for a, n in (('base', 4), ('pooled', 4), ('late', 1))],
+        base=[dict(fold=k, seed=s, patient=p, dice=d+.02*s) for s in (0, 1) for k, p, d in ((2, 'A', .9), (3, 'B', .7))],
+        differences=[difference('all sequences', 'pooled', 'loss', -.03, .01),
+                     difference('all sequences', 'no_flips', 'prediction', .005, .6),
+                     difference('all sequences', 'late', 'loss'),
+                     difference('FLAIR only', 'pooled', 'loss', .02, .01),
+                     difference('FLAIR only', 'no_flips', 'prediction', 0., .6),
+                     difference('FLAIR only', 'late', 'loss')],
+        seeds=[dict(input='all sequences', arm='base', fold=k, seed=s, dice=.8+.02*s, gain=0.) for k in (2, 3)
+               for s in (0, 1)],
+        variance=[dict(kind='own networks', sd=.007, df=44), dict(kind="the base's networks", sd=.001, df=6)],
+        power=[dict(true_effect=e, changes=3, n_sim=10, single=.5, holm=.25, family=.9) for e in ('no effect', '0.02')])
     n = found.n
-    assert (n['base']['mean'], n['differences']['pooled']['gain'], n['minutes']) == close(.8, -.03, 11.)
-    assert '1 lower the score and 0 raise it' in found.headline
-    assert (n['seeds']['recipes'], n['seeds']['arms'], n['seeds']['agree']) == (2, 1, 0)
-    assert 'With FLAIR alone as input 0 changes lower the score and 1 raise it.' in found.answer
-    assert 'for 0 of the 1 changes trained with two seeds both agree' in found.answer
+    assert (n['base']['mean'], n['differences']['pooled']['gain'], n['minutes']) == close(.81, -.03, 27.)
+    assert (n['base']['n'], n['open'], set(n['differences'])) == (2, ['late'], {'pooled', 'no_flips'})
+    assert n['seeds'] == dict(base={2: pytest.approx(.02), 3: pytest.approx(.02)}, sd=.007, df=44)
+    assert '1 lower the score, 0 raise it, 1 undecided. Not yet trained: 1.' in found.headline
+    assert '1 lower the mean Dice of 0.810 (largest: `pooled` -0.030) and 0 raise it, with' in found.answer
+    assert 'Undecided: 1, which does not mean that they have no effect. Not yet trained: 1.' in found.answer
+    assert 'found in 25% of such experiments' in found.answer and '0 changes lower the score, 1 raise it' in found.answer
+    assert n['measures']['base / mean']['seeds'] == [0, 1] and len(found.answer.split()) <= 125
 
 
 def test_fine_tuning(computed):
@@ -154,8 +197,15 @@ def test_fine_tuning(computed):
     ways = {'before': .84, 'fine-tuned': .8, 'rehearsal': .83}
     found = computed('25',
         patients=[dict(arm=a, patient=p, dice=d) for a, d in arms.items() for p in 'ABC'],
-        thesis_protocol=[dict(split='slices at random', dice=.85), dict(split='slices at random, no image', dice=.8),
-                         dict(split='patients apart, the same slices', dice=.75)],
+        thesis_protocol=[dict(split=w, dice=d, n_slices=40) for w, d in
+                         (('none, as it is', .1), ('slices at random', .85), ('slices at random, no image', .8),
+                          ('patients apart, the same slices', .75))],
+        seeds=[dict(arm=a, seed=s, group=0, patient=p, dice=arms[a]) for a in ('fine-tuned', 'from ImageNet')
+               for s in (0, 1) for p in 'ABC'],
+        comparisons=[dict(arm='fine-tuned', against=a, n=3, base=.79-g, dice=.79, gain=g, gain_lo=g-.01, gain_hi=g+.01,
+                          p=p/3, p_holm=p, verdict=v, better=3, worse=0)
+                     for a, g, p, v in (('its first network', .09, .012, 'higher'),
+                                        ('from ImageNet', .19, .2, 'undecided'))],
         curve=[dict(n_patients=k, draw=0, dice=.7+.01*k) for k in (0, 1, 2)],
         forgetting=[dict(cohort=c, arm=a, patient='A', dice=d) for c in ('first', 'new') for a, d in ways.items()],
         shift=[dict(change='as it is', dice=.7), dict(change='smoothed', dice=.71)],
@@ -165,8 +215,14 @@ def test_fine_tuning(computed):
         membership=[dict(auc=.6, n=10, lower=7, share_lo=.35, share_hi=.93)])
     assert (found.n['split_gives'], found.n['lost']['rehearsal']) == close(.1, .01)
     assert found.headline.startswith('Ten patients of another collection: mean Dice 0.700 as it is, 0.800 after')
-    assert 'With 1 patient in the training set the mean is 0.710.' in found.answer
-    assert 'For 7 of 10 patients the model' in found.answer
+    assert ('fine-tuning is better against the network as it is (+0.090, p = 0.012), '
+            'undecided against a start from ImageNet (+0.190, p = 0.2).') in found.answer
+    assert 'For 7 of 10 patients the loss' in found.answer and len(found.answer.split()) <= 125
+    said = found.n['measures']
+    assert said['arms / fine-tuned / mean']['seeds'] == [0, 1] and said['arms / shipped model / mean']['seeds'] == [0]
+    assert said['thesis_protocol / slices at random']['split'] == 'slices at random'
+    assert said['thesis_protocol / none, as it is']['split'] == 'patients apart', 'it never met these patients'
+    assert said['thesis_protocol / slices at random, no image']['checkpoint'] == 'none'
 
 
 def test_deployment(computed):
