@@ -6,10 +6,11 @@ Docs: https://neuroseg.github.io/neuroseg/scans/dicom_index.html.md"""
 
 # %% auto #0
 __all__ = ['NOT_DICOM', 'ONE_VALUE', 'SIZES', 'PARALLEL_TOL', 'SAME_PLACE_MM', 'UNEVEN_SHARE', 'UNEVEN_MM', 'TILT', 'STEP_SHARE',
-           'dicom_files', 'holds_dicom', 'beside_dicom', 'Series', 'series_of', 'series_volume', 'Study', 'dicom_index']
+           'MANY_FILES', 'dicom_files', 'holds_dicom', 'beside_dicom', 'Series', 'series_of', 'series_volume', 'Study',
+           'dicom_index']
 
 # %% ../../nbs/scans/13_dicom_index.ipynb #di003
-import os, warnings
+import os, sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -293,9 +294,11 @@ class Study:
     @property
     def files(self)->list: return list(dict.fromkeys(f for s in self.series for f in s.files))
 
+MANY_FILES = 500 # Files above which a bar is shown
+
 def _readable_frames(files, progress):
     "Frames of all files, and a `Message` with its path for each file that cannot be read."
-    if progress and len(files)>500:
+    if len(files)>MANY_FILES and (sys.stderr.isatty() if progress is None else progress):
         from tqdm.auto import tqdm
         files = tqdm(files, desc='DICOM headers', unit='file')
     frames,unreadable = [], []
@@ -311,7 +314,7 @@ def _examination(frames): # The patient and the study that a series names
 def dicom_index(
     source, # Folder (searched below too), file, or list of files
     *,
-    progress:bool=False, # Show a bar where there are many files
+    progress:bool|None=None, # Show a bar where there are many files; None: where a person is at the terminal
     skip=None, # Folder that is left out
 )->list: # `Study` each: one patient and one examination
     "Examinations and series of DICOM files, by their headers."

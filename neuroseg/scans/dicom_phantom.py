@@ -31,7 +31,8 @@ def _uid(*words): # A UID that is the same for the same words
     return generate_uid(entropy_srcs=[str(w) for w in words])
 
 STORED = dict(Modality='MR', SamplesPerPixel=1, PhotometricInterpretation='MONOCHROME2', BitsAllocated=16,
-              BitsStored=12, HighBit=11, PixelRepresentation=0, ImageType=['ORIGINAL','PRIMARY','M','ND'], BodyPartExamined='HEAD')
+              BitsStored=12, HighBit=11, PixelRepresentation=0, BodyPartExamined='HEAD',
+              ImageType=['ORIGINAL','PRIMARY','M','ND'])
 
 # %% ../../nbs/scans/12_dicom_phantom.ipynb #dp008
 def write_series(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..core import Message
 from .dicom_index import Series
 
 # %% ../../nbs/scans/14_dicom_sequences.ipynb #ds008
@@ -128,37 +129,56 @@ def contrast_of(
 class Shown:
     "What a series shows, and why."
     kind:str|None # 'flair', 't1', 't2', 'pd', a key of `WORDS`, 'computed', 'other', 'unclear'; None: nothing tells
-    why:str # A half sentence
+    why:Message # A half sentence
 
 def _times_text(s):
     te,tr,ti = _times(s)
     return ', '.join(f'{k} {v:.0f} ms' for k,v in (('TI', ti), ('TE', te), ('TR', tr)) if v) or 'no times'
 
+def _by_times(times, words_too):
+    "The reason where the times say it."
+    if words_too: return Message('shown_by_both', '{times}, and its description', 'note', times=times)
+    return Message('shown_by_times', '{times}', 'note', times=times)
+
+def _contradiction(times, of, said):
+    "The reason where times and description do not agree."
+    return Message('witnesses_differ', '{times} are those of {of}, but the description says {said}', 'note',
+                   times=times, of=of, said=said)
+
 def _weighting(s, by_times, words):
     "What both witnesses say together, of a series that was not computed."
     times,said = _times_text(s), ' and '.join(sorted(words))
-    if by_times=='flair' and 't1' in words:
-        return Shown('unclear', f'{times} are those of FLAIR, the description says {said}')
-    if by_times=='flair': return Shown('flair', times + (', and its description' if 'flair' in words else ''))
+    if by_times=='flair' and 't1' in words: return Shown('unclear', _contradiction(times, 'FLAIR', said))
+    if by_times=='flair': return Shown('flair', _by_times(times, 'flair' in words))
     if 'flair' in words and 't1' not in words and by_times in (None, 't2'):
-        return Shown('flair', f'its description ({times})')
+        return Shown('flair', Message('shown_by_words', 'its description ({times})', 'note', times=times))
     if words & {'t1', 't2'} and by_times and by_times not in words and 'flair' not in words:
-        return Shown('unclear', f'{times} are those of {by_times.upper()}, the description says {said}')
-    if by_times: return Shown(by_times, times + (', and its description' if by_times in words else ''))
+        return Shown('unclear', _contradiction(times, by_times.upper(), said))
+    if by_times: return Shown(by_times, _by_times(times, by_times in words))
     kind = 't1' if 't1' in words else 't2' if 't2' in words else None
-    return Shown(kind, 'its description' if kind else f'neither its times ({times}) nor its description tell')
+    if kind: return Shown(kind, Message('shown_by_words', 'its description ({times})', 'note', times=times))
+    return Shown(None, Message('shown_by_nothing', 'neither its times ({times}) nor its description tell', 'note',
+                               times=times))
 
 # %% ../../nbs/scans/14_dicom_sequences.ipynb #ds026
+def _by_attribute(attribute, value):
+    "The reason where one attribute says it."
+    return Message('shown_by_attribute', '{attribute} is {value}', 'note', attribute=attribute, value=value)
+
 def what_it_shows(
     s:Series,
 )->Shown:
     "What a series shows by its header."
     modality,part = str(s.get('Modality', 'MR')), computed_part(s)
-    if modality!='MR': return Shown('other', f'its modality is {modality[:16]}, not MR')
+    if modality!='MR':
+        return Shown('other', Message('other_modality', 'its modality is {modality}, not MR', 'note',
+                                      modality=modality[:16]))
     words = kinds_by_words(s)
     special = next((k for k in WORDS if k in words), None)
-    if special: return Shown(special, 'its description')
-    if part: return Shown('computed', f'a computed image (ImageType {part})')
-    if str(s.get('ImageType', '')).find('SW_')>=0: return Shown('swi', 'ImageType SW')
-    if float(np.ravel(s.get('DiffusionBValue', 0.))[0])>0: return Shown('dwi', 'DiffusionBValue above 0')
+    if special:
+        return Shown(special, Message('shown_by_words', 'its description ({times})', 'note', times=_times_text(s)))
+    if part: return Shown('computed', _by_attribute('ImageType', part))
+    if 'SW_' in str(s.get('ImageType', '')): return Shown('swi', _by_attribute('ImageType', 'SW'))
+    b = s.get('DiffusionBValue', 0)
+    if isinstance(b, (int, float)) and b>0: return Shown('dwi', _by_attribute('DiffusionBValue', f'{b:g}'))
     return _weighting(s, kind_by_times(s), words)

@@ -6,8 +6,8 @@ Docs: https://neuroseg.github.io/neuroseg/scans/dicom_study.html.md"""
 
 # %% auto #0
 __all__ = ['NAMES', 'MIN_LEVELS', 'NEGATIVE_SHARE', 'LEAST_COVERED', 't1_roles', 'taken_for', 'series_row', 'study_rows',
-           'series_lines', 'chosen_series', 'check_magnitude', 'read_study', 'study_files', 'only_study',
-           'read_dicom_series']
+           'series_lines', 'chosen_series', 'study_lines', 'check_magnitude', 'read_study', 'study_files', 'only_study',
+           'named_study', 'read_dicom_series']
 
 # %% ../../nbs/scans/15_dicom_study.ipynb #st003
 import os
@@ -21,7 +21,7 @@ from .pictures import SEQUENCES
 from .stacks import numbered, Scan
 from .nifti import same_grid
 from .dicom_index import dicom_index, Series, series_volume, Study
-from .dicom_sequences import contrast_of, plane_of, what_it_shows
+from .dicom_sequences import contrast_of, plane_of, Shown, what_it_shows
 from .resampling import resample
 
 # %% ../../nbs/scans/15_dicom_study.ipynb #st007
@@ -38,11 +38,14 @@ def t1_roles(
     after = [_made_at(s) for s in study.series if s.get('ContrastBolusAgent') and contrast_of(s)=='post']
     roles = {}
     for s in t1:
-        role,why = said[s.uid], 'contrast agent by header or description' if said[s.uid]=='post' else 'its description'
+        role,why = said[s.uid], Message('contrast_said', 'contrast agent by header or description', 'note')
         # Where this scanner names the agent of later series, a series without agent was made before it
         if role is None and 'ContrastBolusAgent' not in s.frames[0].tags and after and '' not in (_made_at(s), *after):
-            if _made_at(s)<min(after): role,why = 'pre', 'made before the first series with contrast agent'
-        roles[s.uid] = (role or 't1', why if role else 'before or after contrast is not said')
+            if _made_at(s)<min(after): 
+                role = 'pre'
+                why = Message('made_before', 'made before the first series with contrast agent', 'note')
+        if role is None: why = Message('contrast_not_said', 'before or after contrast is not said', 'note')
+        roles[s.uid] = (role or 't1', why)
     return roles
 
 # %% ../../nbs/scans/15_dicom_study.ipynb #st011
@@ -52,8 +55,10 @@ def taken_for(
     "What each series of a study shows: 'flair', 'pre', 'post', 't1', 't2'... or None where nothing tells."
     shown = {s.uid: what_it_shows(s) for s in study.series}
     roles = t1_roles(study)
-    return {uid: (roles[uid][0], f'{w.why}; {roles[uid][1]}') if uid in roles else (w.kind, w.why)
-            for uid,w in shown.items()}
+    for uid,(role,why) in roles.items():
+        shown[uid] = Shown(role, Message('t1_shown', '{weighting}; {contrast}', 'note', weighting=shown[uid].why,
+                                         contrast=why))
+    return {uid: (w.kind, w.why) for uid,w in shown.items()}
 
 def series_row(
     s:Series,
@@ -66,7 +71,7 @@ def series_row(
                pixel_mm=s.spacing_mm and list(s.spacing_mm[1:]), step_mm=s.spacing_mm and s.spacing_mm[0])
     row |= {k: s.get(tag) for k,tag in dict(tr_ms='RepetitionTime', te_ms='EchoTime', ti_ms='InversionTime',
                                             contrast_agent='ContrastBolusAgent').items()}
-    return row | dict(taken_for=shown[0], why=shown[1], refused=s.fault and str(s.fault), files=len(s.files))
+    return row | dict(taken_for=shown[0], why=str(shown[1]), refused=s.fault and str(s.fault), files=len(s.files))
 
 def study_rows(
     study:Study,
@@ -76,7 +81,8 @@ def study_rows(
     return [series_row(s, shown[s.uid]) for s in study.series]
 
 # %% ../../nbs/scans/15_dicom_study.ipynb #st013
-NAMES = dict(flair='FLAIR', pre='T1 before contrast', post='T1 after contrast', t1='T1', t2='T2', pd='proton density',
+NAMES = dict(flair='FLAIR', pre=Message('pre_name', 'T1 before contrast', 'note'),
+             post=Message('post_name', 'T1 after contrast', 'note'), t1='T1', t2='T2', pd='proton density',
              dwi='diffusion', adc='ADC', swi='SWI', stir='STIR')
 
 def series_lines(
@@ -144,18 +150,14 @@ def _t1_of(study, flair, shown, wanted):
         warn += open_
         if s is None: continue
         if frame and s.get('FrameOfReferenceUID')==frame: taken[role] = s
-        else: warn.append(_other_frame(s, 'warning'))
+        else: warn.append(Message('other_frame', 'series {title} was not used: its FrameOfReferenceUID is not that of '
+                                  'FLAIR, so its place against FLAIR is unknown', title=s.title))
     unsaid = [s for s in study.series if shown[s.uid][0]=='t1' and not s.fault]
     if unsaid and len(taken)<len(wanted):
         warn.append(Message('contrast_unknown', 'T1 was not used: the headers do not say whether {titles} was made '
                             'before or after contrast; say it with --series UID --as pre or post',
                             titles=' and '.join(s.title for s in unsaid)))
     return taken, warn
-
-def _other_frame(s, severity):
-    "The message for a series that lies in another coordinate system than FLAIR."
-    return Message('other_frame', 'series {title} was not used: its FrameOfReferenceUID is not that of FLAIR, so its '
-                   'place against FLAIR is unknown; register it first', severity, title=s.title)
 
 # %% ../../nbs/scans/15_dicom_study.ipynb #st020
 def chosen_series(
@@ -174,7 +176,9 @@ def chosen_series(
                                  why=shown[flair.uid][1]))
     for s in taken.values():
         if s is not flair and s.get('FrameOfReferenceUID')!=flair.get('FrameOfReferenceUID'):
-            raise InputError(_other_frame(s, 'error'))
+            raise InputError(Message('other_frame_named', 'series {title} cannot be used: its FrameOfReferenceUID is '
+                                     'not that of FLAIR, so its place against FLAIR is unknown; register it first',
+                                     'error', title=s.title))
     if plane_of(flair) not in ('axial', 'unknown'):
         notes.append(Message('not_axial', 'the slices of FLAIR are {plane}, not axial as those that the model was '
                              'trained on', plane=plane_of(flair)))
@@ -183,7 +187,17 @@ def chosen_series(
                       why=shown[s.uid][1]) for r,s in t1.items()]
     return taken | t1, notes + warn
 
-# %% ../../nbs/scans/15_dicom_study.ipynb #st026
+# %% ../../nbs/scans/15_dicom_study.ipynb #st025
+def study_lines(
+    study:Study,
+)->list: # Lines of text
+    "A study as a person reads it: each series, files that cannot be read, and what `predict` would take."
+    lines = [line for row in study_rows(study) for line in series_lines(row)]
+    try: _,notes = chosen_series(study)
+    except InputError as e: notes = [e.message]
+    return [*lines, *(f'  {m.severity}: {m}' for m in notes)]
+
+# %% ../../nbs/scans/15_dicom_study.ipynb #st028
 MIN_LEVELS = 16 # Different grey levels of a slice: a mask has two, a map of labels a few
 NEGATIVE_SHARE = .01 # Of the voxels: magnitudes are not negative; a phase image or a difference is in half of them
 
@@ -202,7 +216,7 @@ def check_magnitude(
                                  'are negative as in a map or a phase image; choose the image: --series UID --as flair',
                                  'error', title=title, share=negative))
 
-# %% ../../nbs/scans/15_dicom_study.ipynb #st029
+# %% ../../nbs/scans/15_dicom_study.ipynb #st031
 LEAST_COVERED = .75 # Share of FLAIR's grid that T1 must cover; the rest is filled with 0
 
 def _on_grid(s, flair, role):
@@ -234,7 +248,7 @@ def read_study(
     return Scan(np.stack([volumes[s] for s in present]), present, flair.spacing_mm, flair.affine,
                 numbered(flair.shape[0]), 'volume', study.name, [*flair.warnings, *notes])
 
-# %% ../../nbs/scans/15_dicom_study.ipynb #st033
+# %% ../../nbs/scans/15_dicom_study.ipynb #st035
 def study_files(
     study:Study,
 )->list: # Paths
@@ -252,6 +266,20 @@ def only_study(
                                  'at several times); give the folder of one', 'error', name=found[0].name,
                                  n=len(found)))
     return found[0]
+
+def named_study(
+    sources:list, # Folders and files of one or more examinations
+    named:dict, # What the user says: 'pre', 'flair' or 'post' to SeriesInstanceUID
+)->Study:
+    "The examination that holds the series that were named; `InputError` where none, or more than one, holds them all."
+    studies = [s for source in sources for s in dicom_index(source)]
+    holding = [s for s in studies if set(named.values()) <= {x.uid for x in s.series}]
+    if len(holding)!=1:
+        raise InputError(Message('named_series_absent', '{n} of the {n_studies} examination(s) given hold(s) all of '
+                                 'the series {series}; name series of one examination, as `neuroseg series` lists them',
+                                 'error', n=len(holding), n_studies=len(studies),
+                                 series=', '.join(named.values())))
+    return replace(holding[0], named=dict(named))
 
 def read_dicom_series(
     source, # Folder (searched below too), file, or list of files
