@@ -1,62 +1,16 @@
-"README and model card are what their notebooks give, no score is typed, links and commands exist, no machine is named."
-import ast, json, re, subprocess, sys
+"README, model card and datasheet are what their notebooks give, links and commands exist, no machine is named."
+import json, re, subprocess, sys
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, nbdev, tracked_files
 
-WRITTEN = {'readme': ('nbs/index.ipynb', 'README.md'), 'card': ('nbs/model_card.ipynb', 'MODEL_CARD.md')}
+WRITTEN = {'readme': ('nbs/index.ipynb', 'README.md'), 'card': ('nbs/model_card.ipynb', 'MODEL_CARD.md'),
+           'datasheet': ('nbs/datasheet.ipynb', 'DATASHEET.md')}
 SCORES = 'nbs/tutorials/37_what_the_score_means.ipynb'
 PAGES = ['README.md', 'MODEL_CARD.md', 'DATASHEET.md', 'CONTRIBUTING.md', 'CHANGELOG.md']
-# Decimal numbers that may be typed on a page: scores that others published, and bounds that a sentence names
-TYPED = {'0.8443': 'the thesis, progress bar', '0.8549': 'the thesis, `evaluate`',
-         '0.836': 'first author of the data set, mean', '0.873': 'first author of the data set, median',
-         '0.84': 'two experts, quoted by the same author', '0.02': 'their spread; also a bound',
-         '0.7': 'bound of a bad score'}
-DECIMAL = re.compile(r'(?<![\d.\w/])0?\.\d+(?![\w.]*\w*\.\w)')
-
-
-def typed_text(
-    cell:dict, # Of a notebook's JSON
-)->str: # What a person typed into the page: prose, and the literal parts of strings without what code puts in
-    "Markdown as it is; of code the strings only."
-    source = ''.join(cell['source'])
-    if cell['cell_type'] != 'code': return source
-    code = re.sub(r'^#\|.*$', '', source, flags=re.M)
-    tree = ast.parse(code)
-    # The format of a number, `.3f`, is a string inside of a placeholder
-    formats = {id(part) for node in ast.walk(tree) if isinstance(node, ast.FormattedValue) and node.format_spec
-               for part in ast.walk(node.format_spec)}
-    return '\n'.join(n.value for n in ast.walk(tree)
-                     if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in formats)
-
-
-def typed_decimals(
-    nb:dict, # A notebook's JSON
-)->list[str]: # Decimal numbers below 1 that a person typed, other than those of `TYPED`
-    "Scores that would grow old."
-    texts = [re.sub(r'\{\w*:[^}]*\}', '', typed_text(cell)) for cell in nb['cells']]
-    return [m[0] for text in texts for m in DECIMAL.finditer(text) if m[0] not in TYPED]
-
-
 def load(name): return json.loads((ROOT/name).read_text(encoding='utf-8'))
-
-
-@pytest.mark.parametrize('book', [*(book for book, _ in WRITTEN.values()), SCORES])
-def test_every_score_is_read_from_a_stored_run(book):
-    assert typed_decimals(load(book)) == []
-    assert any('stored(' in ''.join(c['source']) for c in load(book)['cells'])
-
-
-@pytest.mark.parametrize('kind,source,found', [
-    ('markdown', 'a mean Dice of 0.812.', ['0.812']), ('markdown', 'about .79', ['.79']),
-    ('markdown', 'the thesis has 0.8443', []),
-    ('markdown', 'Python 3.11, CC BY-NC-SA 4.0, doi 10.1016/j.x.2019.05.002', []),
-    ('code', 'Markdown(f"Dice {d:.3f} of 0.77")', ['0.77']),
-    ('code', "f'{s:.2f}'; '{:.3f} to {:.3f}'.format(a, b); x = 0.77", [])])
-def test_a_typed_score_is_found(kind, source, found):
-    assert typed_decimals(dict(cells=[dict(cell_type=kind, source=source)])) == found
 
 
 def build(repo, dest, what='readme'):
