@@ -1,17 +1,18 @@
-"Fetching the LGG cohort from a local server that plays Kaggle's part: whole, broken, refused, tampered with, too big."
-import io, json, os, shutil, stat, struct, sys, threading, zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+"Kaggle's own client against a local stand-in of the service: whole, broken, refused, tampered with, too big."
+import io, json, os, shutil, stat, struct, subprocess, sys, zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip('kagglesdk')
+pytest.importorskip('kaggle')
 
-from neuroseg.cohorts import fetch
-from neuroseg.core import DataError, MissingExtraError, OutputError
-from neuroseg.cohorts.fetch import CHUNK_BYTES, archive_url, at_hand, credentials, fetch_lgg, unpack, wanted
+from kaggle_service import Service, serving
+
+from neuroseg.core import ConfigError, DataError, MissingExtraError, OutputError
+from neuroseg.cohorts.fetch import at_hand, fetch_lgg, unpack, wanted
+from neuroseg.cohorts.kaggle_account import CHUNK_BYTES, client_module, kaggle_api
 
 RNG = np.random.default_rng(0)
 
@@ -35,61 +36,18 @@ def cohort_zip(tops=('kaggle_3m', 'lgg-mri-segmentation/kaggle_3m'), extra=(), n
     return out.getvalue()
 
 
-class Kaggle(ThreadingHTTPServer):
-    """Redirects to a store which knows ranges.
-
-    `cuts`: bytes after which the next answers break off; `status`: refuse; `log`: requests so far.
-    """
-    daemon_threads = True
-    def __init__(self, archive):
-        self.archive, self.tag, self.cuts, self.status = archive, '"v1"', [], None
-        self.ranges, self.length, self.html, self.log = True, True, False, []
-        super().__init__(('127.0.0.1', 0), Handler)
-        self.url = f'http://127.0.0.1:{self.server_port}'
-
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *args): pass
-    def do_GET(self):
-        s = self.server
-        if self.path.startswith('/api/v1/datasets/download/mateuszbuda/lgg-mri-segmentation'):
-            s.log.append(('api', self.headers.get('Authorization')))
-            if s.status: return self.send_error(s.status)
-            self.send_response(302); self.send_header('Location', f'http://localhost:{s.server_port}/store')
-            self.send_header('Content-Length', '0')
-            return self.end_headers()
-        asked = self.headers.get('Range')
-        start = int(asked[6:-1]) if asked and s.ranges and self.headers.get('If-Range') in (s.tag, None) else 0
-        s.log.append(('store', start, self.headers.get('Authorization')))
-        if start >= len(s.archive): return self.send_error(416)
-        body = b'<html>sign in</html>' if s.html else s.archive[start:]
-        self.send_response(206 if start else 200)
-        self.send_header('Content-Type', 'text/html' if s.html else 'application/zip')
-        if s.tag: self.send_header('ETag', s.tag)
-        if s.length: self.send_header('Content-Length', str(len(body)))
-        self.end_headers()
-        try: self.wfile.write(body[:s.cuts.pop(0)] if s.cuts else body)
-        except OSError: pass # the client has had enough
-
-
 @pytest.fixture(scope='module')
 def archive(): return cohort_zip()
 
 
 @pytest.fixture
 def kaggle(archive, tmp_path, monkeypatch):
-    for k in list(os.environ):
-        if k.startswith('KAGGLE_'): monkeypatch.delenv(k)
-    monkeypatch.setenv('HOME', str(tmp_path/'home')); monkeypatch.setenv('USERPROFILE', str(tmp_path/'home'))
-    monkeypatch.setenv('no_proxy', '127.0.0.1,localhost')
-    server = Kaggle(archive)
-    thread = threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True); thread.start()
-    yield server
-    server.shutdown(); server.server_close(); thread.join()
+    with serving(Service(archive), tmp_path/'home', monkeypatch) as service: yield service
 
 
-def get(kaggle, dest, **kw): return fetch_lgg(dest, base_url=kaggle.url, wait_s=0, **kw)
+def get(kaggle, dest, **kw): return fetch_lgg(dest, wait_s=0, **kw)
 def starts(kaggle): return [row[1] for row in kaggle.log if row[0] == 'store']
+def part(dest): return dest/'.download'/'lgg-mri-segmentation.zip'
 
 
 def test_whole(kaggle, tmp_path):
@@ -102,23 +60,24 @@ def test_whole(kaggle, tmp_path):
 
 
 def test_cut_and_resumed_within_one_call(kaggle, tmp_path):
-    kaggle.cuts = [100_000, 70_000, 0, 150_000]
+    kaggle.cuts = [100_000]
     assert get(kaggle, tmp_path/'lgg').ok
-    assert starts(kaggle) == [0, CHUNK_BYTES, 2*CHUNK_BYTES, 2*CHUNK_BYTES, 4*CHUNK_BYTES]
+    assert [k for k in starts(kaggle) if k] == [CHUNK_BYTES]
 
 
 def test_killed_and_resumed_by_the_next_call(kaggle, tmp_path):
-    kaggle.cuts = [100_000, 0, 0, 0]
+    kaggle.cuts = [100_000]+[0]*9
     with pytest.raises(DataError, match='0.1 MB are kept, run the same again'): get(kaggle, tmp_path/'lgg')
-    assert at_hand(tmp_path/'lgg'/'lgg-mri-segmentation.zip') == (CHUNK_BYTES, '"v1"')
-    kaggle.log.clear()
-    assert get(kaggle, tmp_path/'lgg').ok and starts(kaggle) == [CHUNK_BYTES]
+    assert at_hand(tmp_path/'lgg'/'lgg-mri-segmentation.zip') == CHUNK_BYTES
+    kaggle.log.clear(); kaggle.cuts = []
+    assert get(kaggle, tmp_path/'lgg').ok and starts(kaggle) == [0, CHUNK_BYTES]
     assert [p.name for p in (tmp_path/'lgg').iterdir()] == ['kaggle_3m']
 
 
 def test_a_changed_archive_is_not_glued_to_the_old(kaggle, tmp_path):
-    kaggle.cuts = [100_000, 0, 0, 0]
+    kaggle.cuts = [100_000]+[0]*9
     with pytest.raises(DataError): get(kaggle, tmp_path/'lgg')
+    kaggle.cuts = []
     kaggle.archive, kaggle.tag = cohort_zip(), '"v2"'
     report = get(kaggle, tmp_path/'lgg')
     assert report.ok and starts(kaggle)[-1] == 0
@@ -132,16 +91,16 @@ def test_servers_that_cannot_resume(kaggle, tmp_path, change):
 
 
 def test_more_at_hand_than_there_is(kaggle, tmp_path):
-    "The part is longer than the file on the server: 416, then all of it."
-    (tmp_path/'lgg').mkdir()
-    part = tmp_path/'lgg'/'lgg-mri-segmentation.zip.part'
-    part.write_bytes(bytes(len(kaggle.archive)+10))
-    part.with_name(part.name+'.json').write_text(json.dumps(dict(tag='"v1"')))
+    "The part is longer than the file on the server: all of it is loaded."
+    old = part(tmp_path/'lgg')
+    old.parent.mkdir(parents=True)
+    old.write_bytes(bytes(len(kaggle.archive)+10))
+    old.with_name(old.name+'.kaggle-partial').write_text(json.dumps(dict(validator='"v1"', size=len(kaggle.archive))))
     assert get(kaggle, tmp_path/'lgg').ok
 
 
 @pytest.mark.parametrize('status,words',
-                         [(401, 'asks for credentials'), (403, 'asks for credentials'),
+                         [(401, 'make a token on https://www.kaggle.com/settings'), (403, 'asks for an account'),
                           (404, 'no longer has the data set'), (429, 'wait an hour'),
                           (500, 'answered with an error (500)')])
 def test_refused(kaggle, tmp_path, status, words):
@@ -153,28 +112,43 @@ def test_refused(kaggle, tmp_path, status, words):
 
 
 def test_credentials_go_to_kaggle_and_no_further(kaggle, tmp_path, monkeypatch):
-    (tmp_path/'home'/'.kaggle').mkdir(parents=True)
-    (tmp_path/'home'/'.kaggle'/'kaggle.json').write_text('{"username": "somebody", "key": "secret"}')
-    assert credentials() == ({}, ('somebody', 'secret'))
+    monkeypatch.setenv('KAGGLE_USERNAME', 'somebody'); monkeypatch.setenv('KAGGLE_KEY', 'secret')
     assert get(kaggle, tmp_path/'lgg').ok
     assert kaggle.log[0] == ('api', 'Basic c29tZWJvZHk6c2VjcmV0') and kaggle.log[1][2] is None
-    monkeypatch.setenv('KAGGLE_API_TOKEN', 'token'); kaggle.status = 403
-    with pytest.raises(DataError, match='refused your credentials') as e: get(kaggle, tmp_path/'other')
-    assert kaggle.log[-1] == ('api', 'Bearer token') and 'token ' not in str(e.value).replace('the token in', '')
-    monkeypatch.delenv('KAGGLE_API_TOKEN'); (tmp_path/'home'/'.kaggle'/'kaggle.json').write_text('{')
-    with pytest.raises(DataError, match='`kaggle.json` cannot be read'): get(kaggle, tmp_path/'other')
+    monkeypatch.setenv('KAGGLE_API_TOKEN', 'good')
+    assert get(kaggle, tmp_path/'more').ok and ('api', 'Bearer good') in kaggle.log
+    kaggle.status = 403
+    with pytest.raises(DataError, match='does not accept your credentials.*accept the data set.s terms') as e:
+        get(kaggle, tmp_path/'other')
+    assert 'good' not in str(e.value)
 
 
-def test_offline(kaggle, tmp_path):
+def test_a_broken_file_of_credentials(kaggle, tmp_path, monkeypatch):
+    monkeypatch.setattr(client_module().KaggleApi, 'config', str(tmp_path/'kaggle.json'))
+    for text in ('{', '[]'):
+        (tmp_path/'kaggle.json').write_text(text)
+        with pytest.raises(DataError, match='`kaggle.json` cannot be read'): get(kaggle, tmp_path/'other')
+    (tmp_path/'kaggle.json').write_text('{"username": "somebody", "key": "secret"}'); kaggle.log.clear()
+    assert get(kaggle, tmp_path/'lgg').ok and kaggle.log[0][1] == 'Basic c29tZWJvZHk6c2VjcmV0'
+
+
+def test_offline(kaggle, tmp_path, monkeypatch):
+    kaggle.redirect('http://127.0.0.1:9')
     with pytest.raises(DataError, match='cannot be reached or keeps breaking off: check your network'):
-        fetch_lgg(tmp_path/'lgg', base_url='http://127.0.0.1:9', wait_s=0)
-    with pytest.raises(DataError, match='cannot be requested'):
-        fetch_lgg(tmp_path/'lgg', base_url='ftp:/nowhere', wait_s=0)
+        get(kaggle, tmp_path/'lgg')
+    monkeypatch.setenv('KAGGLE_API_TOKEN', 'good')
+    with pytest.raises(DataError, match='Kaggle cannot be reached: check your network'): get(kaggle, tmp_path/'lgg')
+
+
+def test_a_silent_server_is_not_waited_for(kaggle, tmp_path, monkeypatch):
+    import neuroseg.cohorts.kaggle_account as room
+    monkeypatch.setattr(room, 'TIMEOUT_S', (.2, .2)); kaggle.sleep_s = 1.
+    with pytest.raises(DataError, match='cannot be reached'): get(kaggle, tmp_path/'lgg', tries=1)
 
 
 def test_a_login_page_is_no_archive(kaggle, tmp_path):
     kaggle.html = True
-    with pytest.raises(DataError, match='a web page instead of the archive'): get(kaggle, tmp_path/'lgg')
+    with pytest.raises(DataError, match='a web page instead of the file'): get(kaggle, tmp_path/'lgg')
     assert list((tmp_path/'lgg').iterdir()) == []
 
 
@@ -188,19 +162,22 @@ def test_larger_than_expected(kaggle, tmp_path, length):
 @pytest.mark.parametrize('where', ['download', 'unpack'])
 def test_no_room(kaggle, tmp_path, monkeypatch, where):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(fetch.shutil, 'disk_usage',
+    monkeypatch.setattr(shutil, 'disk_usage',
                         lambda p: usage._replace(free=1000 if where == 'download' or p != tmp_path/'lgg'
                                                  or (p/'lgg-mri-segmentation.zip').exists() else 10**9))
     with pytest.raises(OutputError, match='has room for 0 MB'): get(kaggle, tmp_path/'lgg')
-    assert [p.name for p in (tmp_path/'lgg').iterdir()] == ([] if where == 'download' else ['lgg-mri-segmentation.zip'])
+    left = [p.name for p in (tmp_path/'lgg').iterdir() if p.is_file()]
+    assert left == ([] if where == 'download' else ['lgg-mri-segmentation.zip'])
     monkeypatch.undo()
 
 
 def test_disk_full_while_downloading(kaggle, tmp_path, monkeypatch):
     class Full(io.FileIO):
         def write(self, data): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(fetch, 'open', lambda p, mode, **k: Full(p, mode.replace('b', '')) if str(p).endswith('.part')
-                        else open(p, mode, **k), raising=False)
+    def opened(p, mode='r', **k):
+        full = str(p).endswith('.zip') and mode in ('wb', 'ab')
+        return Full(p, mode.replace('b', '')) if full else open(p, mode, **k)
+    monkeypatch.setattr(client_module(), 'open', opened, raising=False)
     with pytest.raises(OutputError, match='No space left on device'): get(kaggle, tmp_path/'lgg')
 
 
@@ -289,14 +266,32 @@ def test_default_place_is_the_cache(kaggle, tmp_path, monkeypatch):
 
 
 def test_without_the_extra(tmp_path, monkeypatch):
-    for m in [m for m in sys.modules if m.split('.')[0] == 'kagglesdk']: monkeypatch.delitem(sys.modules, m)
-    monkeypatch.setitem(sys.modules, 'kagglesdk', None)
-    with pytest.raises(MissingExtraError, match=r'\.\[kaggle\]'): archive_url()
+    for m in [m for m in sys.modules if m.split('.')[0] == 'kaggle']: monkeypatch.delitem(sys.modules, m)
+    monkeypatch.setitem(sys.modules, 'kaggle', None)
+    with pytest.raises(MissingExtraError, match=r'\.\[kaggle\]'): fetch_lgg(tmp_path/'lgg')
 
 
-def test_importing_never_logs_in(kaggle, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, 'kaggle', raising=False)
-    get(kaggle, tmp_path/'lgg')
+def test_importing_never_logs_in(kaggle, tmp_path):
+    "In a fresh process with a token: nobody is asked, nothing is printed, and the package is usable by others."
+    code = ('from kagglesdk import kaggle_env\n'
+            f'kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = {kaggle.url!r}\n'
+            'from neuroseg.cohorts.kaggle_account import client_module\n'
+            'client_module()\nimport kaggle\nassert kaggle.api.config_values == {} and kaggle.__version__\n'
+            'kaggle.api.authenticate()\nassert kaggle.api.get_config_value("username") == "ann"\n')
+    def run(code):
+        env = {**os.environ, 'KAGGLE_API_TOKEN': 'good'}
+        return subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
+    first = run(code.partition('kaggle.api.authenticate')[0])
+    assert (first.returncode, first.stdout, first.stderr, kaggle.log) == (0, '', '', [])
+    assert run(code).returncode == 0 and kaggle.log == [('introspect', 'good')]
+
+
+def test_a_settings_folder_that_cannot_be_made(kaggle, tmp_path, monkeypatch):
+    for m in [m for m in sys.modules if m.split('.')[0] == 'kaggle']: monkeypatch.delitem(sys.modules, m)
+    def refused(*a, **k): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(os, 'makedirs', refused)
+    monkeypatch.setenv('HOME', str(tmp_path/'nowhere'))
+    with pytest.raises(ConfigError, match='set KAGGLE_CONFIG_DIR'): kaggle_api(anonymous=True)
     assert 'kaggle' not in sys.modules
 
 
@@ -305,4 +300,4 @@ def test_bars_only_when_asked(kaggle, tmp_path, capsys):
     assert capsys.readouterr() == ('', '')
     get(kaggle, tmp_path/'b', progress=True)
     err = capsys.readouterr().err
-    assert 'lgg-mri-segmentation.zip' in err and 'unpack' in err and 'reading cases' in err
+    assert '100%' in err and 'unpack' in err and 'reading cases' in err
