@@ -6,8 +6,8 @@ Docs: https://neuroseg.github.io/neuroseg/hospital/receiver.html.md"""
 
 # %% auto #0
 __all__ = ['SUCCESS', 'NO_ROOM', 'NOT_UNDERSTOOD', 'LEAST_FREE_BYTES', 'MAX_OBJECT_BYTES', 'UIDS', 'MAX_ASSOCIATIONS',
-           'TIMEOUT_S', 'MAX_CONTEXTS', 'object_path', 'write_object', 'object_uids', 'take', 'Address', 'serve',
-           'port_of']
+           'TIMEOUT_S', 'COMMITMENT', 'MAX_CONTEXTS', 'object_path', 'write_object', 'object_uids', 'take', 'Address',
+           'serve', 'port_of']
 
 # %% ../../nbs/hospital/05_receiver.ipynb #054e1380
 import hashlib, io, os, shutil
@@ -30,9 +30,8 @@ def object_path(
 
 def write_object(path, content:bytes):
     "Write a file and bring it to disk, whole or not at all; raises `OSError`."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    tmp = path.with_suffix('.part')
+    path, tmp = Path(path), Path(path).parent.with_name('partial')/Path(path).name
+    for folder in (path.parent, tmp.parent): folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         with open(os.open(tmp, os.O_CREAT|os.O_WRONLY|os.O_TRUNC, 0o600), 'wb') as f:
             f.write(content)
@@ -70,6 +69,7 @@ def take(
     "Keep one object: on disk first, then in the database."
     uids = object_uids(content)
     if uids is None or len(content)>MAX_OBJECT_BYTES: return NOT_UNDERSTOOD
+    if jobs.knows(uids[2]): return SUCCESS # sent again, because an answer was lost
     try:
         if shutil.disk_usage(jobs.folder).free-len(content)<least_free: return NO_ROOM
         path = object_path(jobs.folder, jobs.pseudonym(uids[0]), uids[2])
@@ -94,12 +94,15 @@ class Address:
 MAX_ASSOCIATIONS = 10 # At a time
 TIMEOUT_S = 60. # Of a silent association
 
-def _handlers(jobs, least_free):
+COMMITMENT = '1.2.840.10008.1.20.1' # Storage Commitment Push Model
+
+def _handlers(jobs, least_free, commitments):
     "What is done for each event of the network."
     from pynetdicom import evt
     def stored(event):
         return take(jobs, event.encoded_dataset(), sender=event.assoc.requestor.ae_title.strip(), least_free=least_free)
-    return [(evt.EVT_C_STORE, stored), (evt.EVT_C_ECHO, lambda event: SUCCESS)]
+    on = [(evt.EVT_C_STORE, stored), (evt.EVT_C_ECHO, lambda event: SUCCESS)]
+    return on + ([(evt.EVT_N_EVENT_REPORT, commitments.report)] if commitments else [])
 
 def _entity(aet, senders):
     "The application entity: its title, whom it accepts, and what it can store."
@@ -110,6 +113,7 @@ def _entity(aet, senders):
     for context in pynetdicom.AllStoragePresentationContexts[:MAX_CONTEXTS]:
         ae.add_supported_context(context.abstract_syntax, pynetdicom.ALL_TRANSFER_SYNTAXES)
     ae.add_supported_context('1.2.840.10008.1.1') # verification: C-ECHO
+    ae.add_supported_context(COMMITMENT, scu_role=False, scp_role=True) # an archive reports what it keeps
     return ae
 
 # %% ../../nbs/hospital/05_receiver.ipynb #620cd6ca
@@ -121,11 +125,13 @@ def serve(
     *,
     senders, # AE titles that are accepted
     least_free:int=LEAST_FREE_BYTES, # Bytes that stay free on the disk
+    commitments=None, # `dimse.Commitments`, for answers to requests for storage commitment
 ): # pynetdicom's server; `shutdown()` ends it
     "Start to receive in the background."
     if not senders: raise ConfigError('no sender is on the list; name the AE titles that may send')
     ae = _entity(address.aet, senders)
-    try: return ae.start_server((address.host, address.port), block=False, evt_handlers=_handlers(jobs, least_free))
+    on = _handlers(jobs, least_free, commitments)
+    try: return ae.start_server((address.host, address.port), block=False, evt_handlers=on)
     except OSError as e:
         raise ConfigError(f'port {address.port} of {address.host} cannot be used ({e.strerror}); choose another') from e
 
