@@ -96,7 +96,8 @@ def safe_rows(
 
 # %% ../../nbs/cohorts/07_disclosure.ipynb #5badc56c
 # Of few patients these are values of single patients, or give them away together with the mean
-TELLING = ('min', 'max', 'median', 'median_gain', 'sd', 'q1', 'q3', 'worst', 'best', 'pooled')
+TELLING = ('min', 'max', 'median', 'median_gain', 'sd', 'q1', 'q3', 'worst', 'best', 'pooled', 'p', 'p_holm',
+           'gain_lo', 'gain_hi')
 SPOKEN = ('answer', 'headline', 'expect') # Sentences that quote such values
 FEW = f'Withheld: of fewer than {MIN_PATIENTS} patients, nothing is told that could be one of them.'
 
