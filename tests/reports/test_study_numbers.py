@@ -133,7 +133,8 @@ def test_protocol_audit(computed):
     honest = said['networks / fast / patients apart / honest / mean']
     assert (honest['n'], honest['seeds'], honest['split']) == (dict(patients=2), [0, 1], 'patients apart')
     assert 'the leak is +0.080 Dice (+0.050 to +0.110), n = 1' in found.answer
-    assert 'held-out patients score 0.600 (0.550 to 0.650)' in found.answer
+    assert 'by seed +0.070 and +0.090' in found.answer
+    assert 'Whole scans of 2 held-out patients score 0.600 (' in found.answer
     assert len(found.answer.split()) <= 125
 
 
