@@ -10,10 +10,19 @@ __all__ = ['MAX_LISTED', 'predict_named', 'describe', 'card_lines']
 # %% ../../nbs/segmentation/08_console.ipynb #c003
 from pathlib import Path
 
-from ..core import ConfigError
-from ..scans.reading import Found
+from ..core import ConfigError, Message
+from ..scans.pictures import patient_part, stem
+from ..scans.reading import case_names, Found
 from .result import Segmenter
 from .batch import predict_case
+
+# %% ../../nbs/segmentation/08_console.ipynb #bff880ff
+def _unlike_names(source):
+    "A warning where the files of one scan are named after several patients."
+    names = sorted({patient_part(f) for f in source.values()} - {''})
+    if len(names)<2: return []
+    return [Message('unlike_names', 'the files are named after {names}: are they of one patient and one examination?',
+                    names=' and '.join(names))]
 
 # %% ../../nbs/segmentation/08_console.ipynb #c007
 def predict_named(
@@ -29,8 +38,9 @@ def predict_named(
     n,named = len(files), len(sequences)
     if n!=named: raise ConfigError(f'{n} file(s) but {named} sequence name(s); give one name a file')
     source = dict(zip(sequences, map(Path, files)))
-    case = source['flair'].name.split('.')[0]
-    return predict_case(Segmenter(model, threads=threads), Found(source, (case,)), Path(out)/case, **kwargs)
+    found = Found(source, (stem(source['flair']),), _unlike_names(source))
+    case, = case_names([found])
+    return predict_case(Segmenter(model, threads=threads), found, Path(out)/case, **kwargs)
 
 # %% ../../nbs/segmentation/08_console.ipynb #c011
 def describe(

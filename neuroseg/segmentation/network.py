@@ -101,9 +101,11 @@ def prob_volume(
         x = with_context(p.x, idx, step=p.grid.step, context=prep.context).astype(np.float32)/255
         prob[idx] = _mean_with_mirror(run, x) if flips else run(x)
         return idx[-1]+1
-    pool = ThreadPoolExecutor(workers)
+    parts = np.split(np.arange(len(prob)), range(bs, len(prob), bs))
+    pool = ThreadPoolExecutor(workers) if workers>1 else None # a machine may allow one thread only
     try:
-        for done in pool.map(_predict, np.split(np.arange(len(prob)), range(bs, len(prob), bs))):
+        for done in (pool.map if pool else map)(_predict, parts):
             if on_progress: on_progress(done/len(prob))
-    finally: pool.shutdown(cancel_futures=True)
+    finally:
+        if pool: pool.shutdown(cancel_futures=True)
     return restore(prob, p.grid)
