@@ -170,7 +170,8 @@ def hash_files(
     if not paths: raise InputError('no files to fingerprint: the list of paths is empty')
     root = os.path.commonpath([p.absolute().parent for p in paths])
     rows = sorted((p.absolute().relative_to(root).as_posix(), (known or {}).get(p) or sha256_file(p)) for p in paths)
-    return hashlib.sha256('\n'.join(f'{sha}  {name}' for name,sha in rows).encode()).hexdigest()
+    text = '\n'.join(f'{sha}  {name}' for name,sha in rows)
+    return hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()
 
 # %% ../nbs/00_core.ipynb #c053
 def _concerns(e:OSError, path:Path)->bool:
@@ -273,7 +274,9 @@ def write_json(
 ):
     "Write `obj` as JSON with sorted keys: the same content is the same file."
     text = json.dumps(jsonable(obj), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    with atomic_path(path) as tmp: tmp.write_text(text+'\n', encoding='utf-8', newline='\n')
+    # A file name may hold bytes that are no UTF-8; Python's escape of them is JSON's, too
+    how = dict(encoding='utf-8', errors='backslashreplace', newline='\n')
+    with atomic_path(path) as tmp: tmp.write_text(text+'\n', **how)
 
 # %% ../nbs/00_core.ipynb #c080
 def read_json(

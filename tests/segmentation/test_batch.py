@@ -1,5 +1,5 @@
 "Many inputs: which scans they hold, and faults that stop only their own scan."
-import itertools
+import csv, itertools, json, os, re, subprocess, sys
 from pathlib import Path
 
 import nibabel as nib
@@ -8,11 +8,13 @@ import pytest
 from PIL import Image
 from bright_model import bright, head, overlap, says, write_model, write_nifti, write_stack
 
+from neuroseg.core import InputError
 from neuroseg.scans.nifti import read_mask
-from neuroseg.scans.reading import expand, group_sequences
+from neuroseg.scans.reading import expand, group_sequences, read_scan, refuse_foreign
 from neuroseg.segmentation import result
 from neuroseg.segmentation.result import Segmenter
 from neuroseg.segmentation.batch import predict_cases
+from neuroseg.segmentation.console import predict_named
 
 
 @pytest.fixture(scope='module')
@@ -121,7 +123,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, card_path, what)
     errors = [s['error'] for s in said if 'error' in s]
     assert len(errors) == 1 and len(said) == 2
     assert '\n' not in errors[0] and str(tmp_path) not in errors[0] and len(errors[0]) < 400
-    assert [p.name for p in (tmp_path/'out').iterdir()] == ['good']
+    assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['cases.csv', 'good']
 
 
 @pytest.mark.parametrize('mode,make', [
@@ -149,8 +151,162 @@ def test_out_of_memory_is_told_and_others_go_on(tmp_path, card_path, monkeypatch
     assert 'more memory' in said[0]['error'] and 'error' not in said[1]
 
 
-def test_a_bug_is_not_hidden(tmp_path, card_path, monkeypatch):
-    def bug(*_, **__): raise ZeroDivisionError
+def test_a_bug_is_told_and_others_go_on(tmp_path, card_path, monkeypatch):
+    v, _ = head((2, 40, 40))
+    for p in ('a', 'b'): write_stack(tmp_path/p, v)
+    plain = result.read_scan
+    def bug(source, **kw): return 1/0 if Path(source).name == 'a' else plain(source, **kw)
     monkeypatch.setattr(result, 'read_scan', bug)
-    with pytest.raises(ZeroDivisionError):
-        predict_cases(write_stack(tmp_path/'a', head((2, 40, 40))[0]), tmp_path/'out', model=card_path)
+    said = predict_cases(tmp_path, tmp_path/'out', model=card_path)
+    assert 'met a fault of neuroseg itself (ZeroDivisionError in test_batch.py' in said[0]['error']
+    assert 'error' not in said[1]
+    monkeypatch.setenv('NEUROSEG_DEBUG', '1')
+    with pytest.raises(ZeroDivisionError): predict_cases(tmp_path, tmp_path/'out2', model=card_path)
+
+
+def test_ctrl_c_leaves_whole_results_and_a_table(tmp_path, card_path, monkeypatch):
+    v, _ = head((2, 40, 40))
+    for p in ('a', 'b', 'c'): write_stack(tmp_path/'scans'/p, v)
+    plain = result.write_json
+    def stop(path, obj):
+        if obj['case'] == 'b': raise KeyboardInterrupt
+        plain(path, obj)
+    monkeypatch.setattr(result, 'write_json', stop)
+    with pytest.raises(KeyboardInterrupt): predict_cases(tmp_path/'scans', tmp_path/'out', model=card_path)
+    assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['a', 'cases.csv']
+    assert [r['case'] for r in table(tmp_path/'out')] == ['a']
+
+
+def table(out):
+    with open(out/'cases.csv', newline='') as f: return list(csv.DictReader(f))
+
+
+def test_the_table_tells_which_failed(tmp_path, card_path):
+    v, _ = head((2, 40, 40))
+    for p in ('a', 'b'): write_stack(tmp_path/'scans'/p, v)
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path/'scans'/'b'/'case_9.png')
+    predict_cases(tmp_path/'scans', tmp_path/'out', model=card_path)
+    rows = table(tmp_path/'out')
+    assert [(r['case'], r['status']) for r in rows] == [('a', 'done'), ('b', 'failed')]
+    assert '`case_9.png`' in rows[1]['error'] and int(rows[0]['lesion_px']) > 0
+    for p in ('c', 'd'): write_stack(tmp_path/'more'/p, v)
+    predict_cases(tmp_path/'more', tmp_path/'out', model=card_path)
+    assert [r['case'] for r in table(tmp_path/'out')] == ['a', 'b', 'c', 'd'] # those of the first call are kept
+
+
+def test_names_that_are_no_utf8(tmp_path, card_path):
+    folder = write_stack(tmp_path/'ok', head((2, 40, 40))[0])
+    names = [os.fsdecode(b'ward_\xe9'), 'b']
+    for n in names: os.rename(folder, tmp_path/n) if n == names[0] else write_stack(tmp_path/n, head((2, 40, 40))[0])
+    said = predict_cases(tmp_path, tmp_path/'out', model=card_path)
+    assert not [s for s in said if 'error' in s]
+    assert json.loads((tmp_path/'out'/names[0]/'report.json').read_text())['case'] == names[0]
+    assert len(table(tmp_path/'out')) == 2
+
+
+# ---- whose scan is it
+
+def test_a_loop_over_patients_replaces_nothing(tmp_path, card_path):
+    v, _ = head((3, 40, 40))
+    for p, w in (('p1', v), ('p2', v[:, ::-1])):
+        (tmp_path/p).mkdir(); write_nifti(tmp_path/p/'flair.nii.gz', w)
+    first, = predict_cases(tmp_path/'p1'/'flair.nii.gz', tmp_path/'out', model=card_path)
+    second, = predict_cases(tmp_path/'p2'/'flair.nii.gz', tmp_path/'out', model=card_path)
+    assert 'holds the result of another scan' in second['error']
+    kept = json.loads((tmp_path/'out'/'flair'/'report.json').read_text())
+    assert kept['input'] == first['input']
+    again, = predict_cases(tmp_path/'p2'/'flair.nii.gz', tmp_path/'out', model=card_path, replace=True)
+    assert again['input'] != first['input']
+
+
+@pytest.mark.parametrize('name,case', [('1.2.840.1001_flair.nii.gz', '1.2.840.1001_flair'),
+                                       ('.hidden_flair.nii.gz', 'hidden_flair'), ('a.b.nii', 'a.b')])
+def test_a_case_is_named_by_the_whole_name(tmp_path, card_path, name, case):
+    f = write_nifti(tmp_path/name, head((3, 40, 40))[0])
+    assert predict_named([f], ('flair',), tmp_path/'out', model=card_path)['case'] == case
+    assert predict_cases(f, tmp_path/'out2', model=card_path)[0]['case'] == case
+
+
+def test_examinations_before_and_after_an_operation_are_two_scans(tmp_path, card_path):
+    v, _ = head((3, 40, 40))
+    for t, w in (('pre', v), ('post', v[:, ::-1])): write_nifti(tmp_path/f'p01_{t}_flair.nii.gz', w)
+    write_nifti(tmp_path/'p01_pre_t1.nii.gz', v)
+    said = predict_cases(tmp_path, tmp_path/'out', model=card_path)
+    assert [(s['case'], s['scan']['sequences'], len(s['input'])) for s in said] == [
+        ('p01_post_flair', ('flair',), 1), ('p01_pre_flair', ('flair',), 1)]
+    assert says(said[0]['warnings'], 'of which examination') and 'p01_pre_t1.nii.gz' in str(said[0]['warnings'])
+
+
+def test_identifiers_that_differ_in_a_sign_are_two_patients(tmp_path, card_path):
+    v, _ = head((3, 40, 40))
+    for n in ('A-1_flair', 'A_1_t1ce'): write_nifti(tmp_path/f'{n}.nii.gz', v)
+    said = predict_cases(tmp_path, tmp_path/'out', model=card_path)
+    assert [s['case'] for s in said] == ['A-1_flair', 'A_1_t1ce'] and said[0]['scan']['sequences'] == ('flair',)
+    assert 'error' in said[1] # no FLAIR of that patient
+
+
+def test_a_folder_of_two_patients_is_no_scan(tmp_path, segmenter):
+    v, _ = head((3, 40, 40))
+    for n in ('p1_flair', 'p2_t1'): write_nifti(tmp_path/f'{n}.nii.gz', v)
+    with pytest.raises(InputError, match='holds scans of 2 patients'): segmenter.segment(tmp_path)
+    with pytest.raises(InputError, match='the list holds scans of 2 patients'):
+        segmenter.segment(sorted(tmp_path.iterdir()))
+
+
+def test_everything_beside_the_scans_is_known(tmp_path, card_path):
+    v, lesion = head((3, 40, 40))
+    for p in ('p1', 'p2'): write_stack(tmp_path/p, v)
+    for junk in ('._p1', '.DS_Store', 'Thumbs.db', 'notes.txt'): (tmp_path/junk).write_bytes(b'x')
+    for junk in ('@eaDir', '__MACOSX'): write_stack(tmp_path/junk, v)
+    (tmp_path/'loop').symlink_to(tmp_path)
+    (tmp_path/'p2_seg.png').touch()
+    predict_cases(tmp_path, tmp_path/'results_v1', model=card_path)
+    said = predict_cases(tmp_path, tmp_path/'results_v2', model=card_path)
+    assert [s['case'] for s in said] == ['p1', 'p2'] and not any('error' in s for s in said)
+    codes = {w['code'] for w in said[0]['warnings']}
+    assert {'results_left_out', 'system_files', 'link_to_above', 'files_beside'} <= codes
+    said, = predict_cases(tmp_path/'results_v1'/'p1', tmp_path/'out', model=card_path)
+    assert 'is a result of NeuroSeg, not a scan' in said['error']
+
+
+def test_volumes_beside_folders_and_system_files(tmp_path, card_path):
+    v, lesion = head((3, 40, 40))
+    p = tmp_path/'p1'; p.mkdir()
+    for s in ('flair', 't1ce', 't2'): write_nifti(p/f'p1_{s}.nii.gz', v)
+    write_nifti(p/'W39_1998.09.19_Segm.nii', lesion, dtype=np.uint8)
+    (p/'._p1_flair.nii.gz').write_bytes(bytes(400)); (p/'old').mkdir(); (p/'list.csv').touch()
+    said, = predict_cases(tmp_path, tmp_path/'out', model=card_path)
+    assert [i['name'] for i in said['input']] == ['p1_flair.nii.gz', 'p1_t1ce.nii.gz']
+    assert says(said['warnings'], 'old') and says(said['warnings'], '._p1_flair.nii.gz')
+
+
+def test_a_map_of_labels_is_no_scan(tmp_path, card_path):
+    v, lesion = head((3, 40, 40))
+    write_nifti(tmp_path/'OTTumour.nii.gz', lesion*4, dtype=np.uint8)
+    write_nifti(tmp_path/'x_t2.nii.gz', v)
+    said = predict_cases([tmp_path/'OTTumour.nii.gz', tmp_path/'x_t2.nii.gz'], tmp_path/'out', model=card_path)
+    assert 'a mask or a map of labels' in said[0]['error'] and 'no FLAIR' in said[1]['error']
+
+
+def test_a_dead_link_stops_its_own_scan_only(tmp_path, card_path):
+    v, _ = head((3, 40, 40))
+    for p in ('a', 'b'): write_stack(tmp_path/p, v)
+    (tmp_path/'a'/'case_9.png').symlink_to(tmp_path/'gone.png')
+    said = predict_cases(tmp_path, tmp_path/'out', model=card_path)
+    assert 'link to a file that is not there' in said[0]['error'] and 'error' not in said[1]
+
+
+@pytest.mark.parametrize('name', ['brain.mgz', 'brain.MHA', 'brain.nrrd'])
+def test_other_formats_name_the_command_that_converts(tmp_path, card_path, name):
+    (tmp_path/name).write_bytes(b'x'*500)
+    said, = predict_cases(tmp_path/name, tmp_path/'out', model=card_path)
+    assert 'convert it to NIfTI with' in said['error'] and 'brain.nii.gz' in said['error']
+
+
+def test_the_command_for_mgz_converts(tmp_path):
+    v, _ = head((3, 40, 40))
+    nib.save(nib.MGHImage(v.transpose(2, 1, 0).astype(np.float32), np.diag([.9, .9, 5, 1])), tmp_path/'brain.mgz')
+    with pytest.raises(InputError) as e: refuse_foreign([tmp_path/'brain.mgz'])
+    code = re.search('python -c "(.*)"', str(e.value))[1]
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
+    assert np.array_equal(read_scan(tmp_path/'brain.nii.gz').data[0], v)
