@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import InputError, Message
+from ..core import InputError, Message, NeurosegError
 from .pictures import decoding, IMAGE_ENDINGS, is_nifti, MAX_VOXELS, natural_key
 from .dicom import (check_stored, dicom_affine, dicom_planes, frames_of, IDENTITY_TAGS, is_dicom,
                                   PLACE_TAGS, series_warnings)
@@ -113,7 +113,7 @@ SIZES = dict(ImagePositionPatient=3, ImageOrientationPatient=6, PixelSpacing=2) 
 
 def _check_readable(frames):
     "`InputError` where an attribute cannot be read, or one of place is absent or holds no numbers."
-    odd = Counter(k for f in frames for k in f.unreadable)
+    odd = Counter(k for f in frames for k in f.unreadable if k not in ('SeriesNumber', 'InstanceNumber'))
     for k in PLACE_TAGS:
         for f in frames:
             v = f.get(k)
@@ -269,8 +269,9 @@ def series_of(
 )->Series: # With `fault` where they are no volume
     "Slices of one series as a volume, or the reason why they are none."
     s = Series(str(frames[0].get('SeriesInstanceUID', '')), list(frames))
-    try: _place(s)
-    except InputError as e: s.fault = e.message
+    try:
+        with decoding(frames[0].path, 'a DICOM series'): _place(s)
+    except NeurosegError as e: s.fault = e.message # a copy to compare may need a decoder that is not installed
     return s
 
 # %% ../../nbs/scans/13_dicom_index.ipynb #di040

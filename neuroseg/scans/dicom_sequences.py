@@ -28,7 +28,7 @@ def plane_of(
     "The plane in which a series was made."
     o = s.get('ImageOrientationPatient')
     if s.fault and s.fault.code=='not_parallel': return 'several'
-    if not isinstance(o, tuple) or len(o)!=6 or any(isinstance(x, str) for x in o): return 'unknown'
+    if not isinstance(o, tuple) or len(o)!=6 or not all(isinstance(x, (int, float)) for x in o): return 'unknown'
     normal = np.abs(np.cross(o[:3], o[3:]))
     return PLANES[int(normal.argmax())] if normal.max()>=MAIN_AXIS else 'oblique'
 
@@ -40,8 +40,7 @@ SHORT_TR_MS = 1200 # Largest repetition time of T1 weighting without inversion
 T1_TI_MS = (200, 1450) # Inversion times of T1 weighting, as in MPRAGE
 
 def _times(s): # TE, TR, TI in ms; None where absent, and 0 stands for absent
-    return (next((float(v) for v in np.ravel(s.get(k) or 0) if not isinstance(v, str) and v>0), None)
-            for k in ('EchoTime', 'RepetitionTime', 'InversionTime'))
+    return tuple(v if (v := float(s.get(k) or 0))>0 else None for k in ('EchoTime', 'RepetitionTime', 'InversionTime'))
 
 def kind_by_times(
     s:Series,
@@ -180,5 +179,5 @@ def what_it_shows(
     if part: return Shown('computed', _by_attribute('ImageType', part))
     if 'SW_' in str(s.get('ImageType', '')): return Shown('swi', _by_attribute('ImageType', 'SW'))
     b = s.get('DiffusionBValue', 0)
-    if isinstance(b, (int, float)) and b>0: return Shown('dwi', _by_attribute('DiffusionBValue', f'{b:g}'))
+    if b>0: return Shown('dwi', _by_attribute('DiffusionBValue', f'{b:g}'))
     return _weighting(s, kind_by_times(s), words)

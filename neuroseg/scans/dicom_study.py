@@ -152,6 +152,9 @@ def _t1_of(study, flair, shown, wanted):
         if frame and s.get('FrameOfReferenceUID')==frame: taken[role] = s
         else: warn.append(Message('other_frame', 'series {title} was not used: its FrameOfReferenceUID is not that of '
                                   'FLAIR, so its place against FLAIR is unknown', title=s.title))
+    for s in study.series:
+        if s.fault and shown[s.uid][0] in (*wanted, 't1'):
+            warn.append(Message('t1_refused', 'T1 series {title} was not used: {why}', title=s.title, why=s.fault))
     unsaid = [s for s in study.series if shown[s.uid][0]=='t1' and not s.fault]
     if unsaid and len(taken)<len(wanted):
         warn.append(Message('contrast_unknown', 'T1 was not used: the headers do not say whether {titles} was made '
@@ -197,7 +200,7 @@ def study_lines(
     except InputError as e: notes = [e.message]
     return [*lines, *(f'  {m.severity}: {m}' for m in notes)]
 
-# %% ../../nbs/scans/15_dicom_study.ipynb #st028
+# %% ../../nbs/scans/15_dicom_study.ipynb #st030
 MIN_LEVELS = 16 # Different grey levels of a slice: a mask has two, a map of labels a few
 NEGATIVE_SHARE = .01 # Of the voxels: magnitudes are not negative; a phase image or a difference is in half of them
 
@@ -216,7 +219,7 @@ def check_magnitude(
                                  'are negative as in a map or a phase image; choose the image: --series UID --as flair',
                                  'error', title=title, share=negative))
 
-# %% ../../nbs/scans/15_dicom_study.ipynb #st031
+# %% ../../nbs/scans/15_dicom_study.ipynb #st033
 LEAST_COVERED = .75 # Share of FLAIR's grid that T1 must cover; the rest is filled with 0
 
 def _on_grid(s, flair, role):
@@ -248,7 +251,7 @@ def read_study(
     return Scan(np.stack([volumes[s] for s in present]), present, flair.spacing_mm, flair.affine,
                 numbered(flair.shape[0]), 'volume', study.name, [*flair.warnings, *notes])
 
-# %% ../../nbs/scans/15_dicom_study.ipynb #st035
+# %% ../../nbs/scans/15_dicom_study.ipynb #st037
 def study_files(
     study:Study,
 )->list: # Paths

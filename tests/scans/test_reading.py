@@ -4,14 +4,15 @@ import pytest
 from scan_files import one_sentence
 
 from neuroseg.core import InputError, NeurosegError
-from neuroseg.scans.dicom import read_dicom_series
+from neuroseg.scans.dicom_study import read_dicom_series
 from neuroseg.scans.reading import read_scan
 
 
 def test_the_series_that_pydicom_ships():
     pydicom = pytest.importorskip('pydicom')
     path = pydicom.data.get_testdata_file('MR_small.dcm', download=False)
-    scan = read_scan(path)
+    with pytest.raises(InputError): read_scan(path) # a computed image, by its header, with the times of T2
+    scan = read_dicom_series(path, sequence='flair') # unless that is what the user says
     ds = pydicom.dcmread(path)
     assert np.array_equal(scan.data[0, 0], ds.pixel_array) and scan.spacing_mm[1:] == tuple(map(float, ds.PixelSpacing))
     assert np.allclose(scan.affine[:3, 3], np.array(ds.ImagePositionPatient, float)*[-1, -1, 1])
