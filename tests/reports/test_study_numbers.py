@@ -37,6 +37,8 @@ def test_exploration(computed):
     assert (found.n['patients'], found.n['tumour_share'], found.n['missing']) == (2, .5, dict(pre=0, post=1))
     assert 'has 10 times the pixels of the smallest' in found.answer and 'from 1 institution;' in found.answer
     assert 'score 0.850 where slices are averaged' in found.answer
+    counts = {'patients', 'slices', 'tumour_slices', 'patients_with_sealed', 'institutions_with_sealed / PH'}
+    assert found.n['measures'] == {path: dict(metric='count') for path in counts}
 
 
 def thesis_tables(ended=1, **more):
