@@ -167,6 +167,7 @@ def arithmetic()->str: # 'float32', or 'float32 with TF32 convolutions'
     tf32 = torch.cuda.is_available() and torch.backends.cudnn.conv.fp32_precision=='tf32'
     return 'float32 with TF32 convolutions' if tf32 else 'float32'
 
+# %% ../../nbs/learn/15_remote.ipynb #rm057b
 def _facts(t, sides, meta, weights):
     "The record of a training."
     here = hardware()
