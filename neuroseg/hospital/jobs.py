@@ -52,7 +52,7 @@ class Jobs:
                 db.executescript(TABLES)
                 if not db.execute('select 1 from secret').fetchone():
                     db.execute('insert into secret values (?)', (secrets.token_bytes(32),))
-        except (OSError, sqlite3.Error) as e:
+        except (OSError, OutputError, sqlite3.Error) as e:
             raise OutputError(f"`{self.folder.name}` cannot hold the listener's database ({e}); "
                               "choose a folder that can be written") from e
     @property
@@ -62,15 +62,19 @@ class Jobs:
 @patch
 @contextmanager
 def open(self:Jobs):
-    "A connection in which everything is written, or nothing."
-    with closing(sqlite3.connect(self.file, timeout=BUSY_S, isolation_level=None)) as db:
-        db.row_factory = sqlite3.Row
-        db.execute('pragma journal_mode=wal')
-        db.execute('pragma synchronous=full')
-        db.execute('begin immediate')
-        try: yield db
-        except BaseException: db.rollback(); raise
-        else: db.commit()
+    "A connection in which everything is written, or nothing; `OutputError` where the disk is full."
+    try:
+        with closing(sqlite3.connect(self.file, timeout=BUSY_S, isolation_level=None)) as db:
+            db.row_factory = sqlite3.Row
+            for pragma in ('journal_mode=wal', 'synchronous=full'): db.execute(f'pragma {pragma}')
+            db.execute('begin immediate')
+            try: yield db
+            except BaseException:
+                if db.in_transaction: db.rollback()
+                raise
+            else: db.commit()
+    except sqlite3.OperationalError as e:
+        raise OutputError(f"the listener's database cannot be written ({e}); free some space on its disk") from e
 
 # %% ../../nbs/hospital/04_jobs.ipynb #a8c9b97c
 @patch

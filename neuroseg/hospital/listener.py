@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..core import atomic_dir, NeurosegError
+from ..core import atomic_dir, NeurosegError, OutputError
 from ..segmentation.result import Segmenter
 from .delivery import Archive, deliver
 from .dicom_seg import seg_dataset, source_series
@@ -97,6 +97,7 @@ def segment_next(self:Listener)->int: # 1 where a study was segmented or quarant
     study, = (s for s in self.jobs.studies('running') if s.uid==waiting[0].uid)
     start = time.perf_counter()
     try: files = self._objects(study)
+    except OutputError: raise # not the study's fault
     except NeurosegError as e: return int(self._quarantine(study, str(e)))
     except Exception as e: # a fault of this package is one study's end, not the listener's
         return int(self._quarantine(study, f'a fault of neuroseg itself ({type(e).__name__}); please report it'))
@@ -121,6 +122,17 @@ def _delete(self:Listener, study):
     for part in ('incoming','results'):
         shutil.rmtree(self.folder/part/self.jobs.pseudonym(study.uid), ignore_errors=True)
 
+# %% ../../nbs/hospital/09_listener.ipynb #2b485e8f
+@patch
+def sweep(self:Listener)->int: # Files deleted
+    "Delete files that no row names: what a kill left between a file and its row. Call before anything is received."
+    named = {p for s in self.jobs.studies() for p in self.jobs.slice_paths(s.uid)}
+    named |= {r.path for r in self.jobs.results('waiting', 'sending', 'sent')}
+    loose = [f for part in ('incoming','results') for f in (self.folder/part).rglob('*')
+             if f.is_file() and f not in named]
+    for f in loose: f.unlink(missing_ok=True)
+    return len(loose)
+
 # %% ../../nbs/hospital/09_listener.ipynb #b1896e1b
 PAUSE_S = .5 # Between two rounds in which nothing was to be done
 
@@ -138,14 +150,17 @@ def round(self:Listener,
 def run(self:Listener):
     "Receive and work until `stopping` is set."
     self.jobs.recover()
-    for s in self.jobs.studies('purged'): self._delete(s)
-    shutil.rmtree(self.folder/'incoming'/'partial', ignore_errors=True)
+    self.sweep()
     commitments = Commitments()
     if self.archive and self.archive.commitments is None: self.archive.commitments = commitments
     server = serve(self.jobs, self.receive_at, senders=self.senders, commitments=commitments)
     try:
         first = True
         while not self.stopping.is_set():
-            if not self.round(interrupted=first): self.stopping.wait(PAUSE_S)
+            try: n = self.round(interrupted=first)
+            except OutputError as e: # a full disk: it goes on when there is room
+                n = 0
+                print(e, file=self.log, flush=True)
+            if not n: self.stopping.wait(PAUSE_S)
             first = False
     finally: server.shutdown()

@@ -74,7 +74,8 @@ def take(
         if shutil.disk_usage(jobs.folder).free-len(content)<least_free: return NO_ROOM
         path = object_path(jobs.folder, jobs.pseudonym(uids[0]), uids[2])
         write_object(path, content)
-        jobs.received(*uids, path, sender=sender)
+        try: jobs.received(*uids, path, sender=sender)
+        except OutputError: path.unlink(missing_ok=True); raise # no file without a row
     except (OSError, OutputError): return NO_ROOM
     return SUCCESS
 

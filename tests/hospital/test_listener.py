@@ -1,0 +1,228 @@
+"""A listener under what hospitals do to it: kills, late slices, strangers, broken associations, a full disk."""
+import json, os, random, signal, socket, subprocess, threading, time
+from pathlib import Path
+
+import pydicom
+import pytest
+
+pytest.importorskip('pynetdicom')
+pytest.importorskip('highdicom')
+
+from listening import (CountingArchive, free_port, send_slices, send_until_acknowledged, small_study, start_listener,
+                       wait_for)
+
+from neuroseg.hospital.jobs import Jobs
+from neuroseg.hospital.receiver import Address, NO_ROOM, port_of, serve, SUCCESS, take
+
+KILLS = 30
+
+
+@pytest.fixture
+def archive():
+    a = CountingArchive()
+    yield a
+    a.server.shutdown()
+
+
+def _states(folder): return {s.uid: s.state for s in Jobs(folder).studies()}
+
+
+def _studies_of(archive):
+    "Modalities that the archive has of each study."
+    found = {}
+    for ds in archive.kept.values(): found.setdefault(str(ds.StudyInstanceUID), []).append(ds.Modality)
+    return {k: sorted(v) for k, v in found.items()}
+
+
+@pytest.mark.slow
+def test_thirty_kills_lose_nothing_and_send_nothing_twice(tmp_path, archive):
+    "SIGKILL at seeded random moments while studies come in, are segmented and are delivered."
+    rng, folder, port, n = random.Random(7), tmp_path/'inbox', free_port(), 10
+    studies = [small_study(tmp_path/f's{k}', k) for k in range(n)]
+    until = time.monotonic()+900
+    def send_all():
+        for files in studies:
+            send_until_acknowledged(files, port, until=until)
+            time.sleep(rng.random()*4)
+    sender = threading.Thread(target=send_all, daemon=True)
+    sender.start()
+    died_in = []
+    for _ in range(KILLS):
+        listener = start_listener(folder, port, archive.address)
+        time.sleep(1+rng.random()*9)
+        died_in.append(sorted(set(_states(folder).values())) if (folder/'jobs.sqlite').exists() else [])
+        listener.send_signal(signal.SIGKILL)
+        listener.wait()
+    listener = start_listener(folder, port, archive.address)
+    try:
+        sender.join(300)
+        assert not sender.is_alive()
+        done = wait_for(lambda: len(_states(folder))==n and set(_states(folder).values())=={'purged'}, 300)
+        assert done, _states(folder)
+    finally:
+        listener.terminate()
+        listener.wait()
+    assert len(_studies_of(archive))==n # none lost
+    assert set(map(tuple, _studies_of(archive).values()))=={('SEG', 'SR')}
+    assert set(archive.got.values())=={1} # none sent twice
+    assert any(died_in) # the kills did not all come before anything had happened
+
+
+def test_sigterm_ends_it_and_a_restart_goes_on(tmp_path, archive):
+    folder, port = tmp_path/'inbox', free_port()
+    files = small_study(tmp_path/'s', 0)
+    listener = start_listener(folder, port, archive.address)
+    assert send_until_acknowledged(files[:2], port, until=time.monotonic()+60)
+    listener.terminate()
+    assert listener.wait(60)==0
+    assert set(_states(folder).values())<={'receiving', 'complete', 'quarantined', 'done', 'sent', 'committed', 'purged'}
+    listener = start_listener(folder, port, archive.address)
+    try:
+        assert send_until_acknowledged(files[2:], port, until=time.monotonic()+60)
+        assert wait_for(lambda: set(_states(folder).values()) <= {'purged', 'receiving', 'quarantined'} and archive.kept
+                        or 'quarantined' in _states(folder).values(), 120)
+    finally:
+        listener.terminate()
+        listener.wait()
+
+
+def test_a_late_slice_makes_another_result(tmp_path):
+    "The result of an incomplete study is replaced, with another identifier."
+    from neuroseg.hospital.listener import Listener
+    now, files = [0.], small_study(tmp_path/'s', 0, n_slices=5)
+    listener = Listener(tmp_path/'inbox', Address('NEUROSEG', 0), ('MR1',), clock=lambda: now[0],
+                        log=open(os.devnull, 'w'), threads=1)
+    def rounds(files):
+        for f in files: assert take(listener.jobs, f.read_bytes(), sender='MR1')==SUCCESS
+        now[0] += 60
+        for _ in range(3): listener.round()
+    rounds(files[:4])
+    study, = listener.jobs.studies()
+    first = {r.uid for r in listener.jobs.results()}
+    assert (study.state, study.generation, len(first))==('done', 1, 2)
+    rounds(files[4:])
+    study, = listener.jobs.studies()
+    second = {r.uid for r in listener.jobs.results()}
+    assert (study.state, study.generation, study.n_slices, len(second))==('done', 2, 5, 2)
+    assert not first & second
+
+
+def test_one_late_slice_of_a_purged_study_is_not_segmented_alone(tmp_path):
+    from neuroseg.hospital.listener import Listener
+    now, files = [0.], small_study(tmp_path/'s', 0, n_slices=5)
+    listener = Listener(tmp_path/'inbox', Address('NEUROSEG', 0), ('MR1',), clock=lambda: now[0],
+                        log=open(os.devnull, 'w'), threads=1)
+    for f in files[:4]: take(listener.jobs, f.read_bytes(), sender='MR1')
+    now[0] += 60
+    for _ in range(2): listener.round()
+    for r in listener.jobs.results(): listener.jobs.delivered(r, 'committed')
+    listener.round()
+    assert listener.jobs.studies()[0].state=='purged'
+    take(listener.jobs, files[4].read_bytes(), sender='MR1')
+    now[0] += 60
+    listener.round()
+    assert listener.jobs.studies()[0].state=='receiving' # it waits for the other four
+    for f in files[:4]: take(listener.jobs, f.read_bytes(), sender='MR1')
+    now[0] += 60
+    for _ in range(3): listener.round()
+    assert listener.jobs.studies()[0].state=='done'
+    take(listener.jobs, small_study(tmp_path/'t', 1)[0].read_bytes(), sender='MR1')
+
+
+def test_a_study_whose_slices_do_not_come_is_put_aside(tmp_path):
+    from neuroseg.hospital.listener import Listener
+    now, files = [0.], small_study(tmp_path/'s', 0, n_slices=5)
+    listener = Listener(tmp_path/'inbox', Address('NEUROSEG', 0), ('MR1',), clock=lambda: now[0],
+                        log=open(os.devnull, 'w'), threads=1)
+    for f in files[:4]: take(listener.jobs, f.read_bytes(), sender='MR1')
+    now[0] += 60
+    for _ in range(2): listener.round()
+    for r in listener.jobs.results(): listener.jobs.delivered(r, 'committed')
+    listener.round()
+    take(listener.jobs, files[4].read_bytes(), sender='MR1')
+    now[0] += 700
+    listener.round()
+    study, = listener.jobs.studies()
+    assert (study.state, study.reason)==('quarantined', '1 of 5 objects are here; send the whole study again')
+
+
+def test_strangers_are_rejected(tmp_path):
+    jobs, files = Jobs(tmp_path/'inbox'), small_study(tmp_path/'s', 0)
+    server = serve(jobs, Address('NEUROSEG', 0), senders=['MR1'])
+    try:
+        assert send_slices(files, port_of(server), calling='STRANGER') is None
+        assert send_slices(files, port_of(server), called='OTHER') is None
+        assert jobs.studies()==[]
+        assert server.server_address[0]=='127.0.0.1'
+    finally: server.shutdown()
+
+
+def test_a_broken_association_leaves_whole_files_only(tmp_path):
+    "The connection is cut in the middle of an object; what was acknowledged is there, the rest is not."
+    jobs, files = Jobs(tmp_path/'inbox'), small_study(tmp_path/'s', 0)
+    server = serve(jobs, Address('NEUROSEG', 0), senders=['MR1'])
+    try:
+        relay, cut = _cutting_relay(port_of(server), after=20_000)
+        done = send_slices(files, relay) or []
+        cut.join(10)
+        assert len(done)<len(files)
+        wait_for(lambda: len(jobs.studies())>0 or not done, 5)
+        kept = [pydicom.dcmread(p) for p in (tmp_path/'inbox'/'incoming').rglob('*.dcm')
+                if p.parent.name!='partial']
+        assert len(kept)>=len(done) and all(ds.PixelData for ds in kept)
+        assert send_slices(files, port_of(server))==files # and again from the beginning
+        assert jobs.studies()[0].n_slices==len(files)
+    finally: server.shutdown()
+
+
+def _cutting_relay(port, *, after):
+    "A port that passes bytes on and cuts the connection after some of them."
+    listening = socket.create_server(('127.0.0.1', 0))
+    def pump(a, b, limit):
+        n = 0
+        try:
+            while n<limit and (part := a.recv(min(1024, limit-n))):
+                n += len(part)
+                b.sendall(part)
+        except OSError: pass
+        for s in (a, b):
+            try: s.shutdown(socket.SHUT_RDWR)
+            except OSError: pass
+    def run():
+        inside, _ = listening.accept()
+        outside = socket.create_connection(('127.0.0.1', port))
+        back = threading.Thread(target=pump, args=(outside, inside, 10**9), daemon=True)
+        back.start()
+        pump(inside, outside, after)
+        back.join(5)
+        listening.close()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return listening.getsockname()[1], thread
+
+
+@pytest.mark.skipif(os.name!='posix' or os.geteuid()!=0, reason='a small disk needs root to mount it')
+def test_a_full_disk_is_answered_and_forgets_nothing(tmp_path):
+    disk = tmp_path/'disk'
+    disk.mkdir()
+    made = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=600k', 'tmpfs', disk], capture_output=True)
+    if made.returncode: pytest.skip('a tmpfs cannot be mounted here')
+    try:
+        jobs = Jobs(disk/'inbox')
+        files = [f for k in range(12) for f in small_study(tmp_path/f's{k}', k, side_px=96)]
+        said = [take(jobs, f.read_bytes(), sender='MR1', least_free=0) for f in files]
+        assert said[0]==SUCCESS and NO_ROOM in said and set(said)=={SUCCESS, NO_ROOM}
+        kept = {str(p) for s in jobs.studies() for p in jobs.slice_paths(s.uid)}
+        assert len(kept)==said.count(SUCCESS)
+        for p in kept: assert pydicom.dcmread(p).PixelData # each acknowledged slice is whole
+    finally: subprocess.run(['umount', disk], check=True)
+
+
+def test_the_status_names_nobody(tmp_path):
+    jobs, files = Jobs(tmp_path/'inbox'), small_study(tmp_path/'s', 0)
+    for f in files: take(jobs, f.read_bytes(), sender='MR1')
+    jobs.move(jobs.studies()[0], 'complete')
+    said = json.dumps(jobs.status())
+    ds = pydicom.dcmread(files[0])
+    assert not [v for v in (ds.StudyInstanceUID, ds.PatientID, 'Nobody') if v in said]
+    assert not [p for p in (tmp_path/'inbox').rglob('*') if ds.StudyInstanceUID in p.name or 'P1' in p.name]
