@@ -56,7 +56,8 @@ def thesis_tables(ended=1, **more):
         orders=[dict(network=w, order=k, batch_32=.5+s, bar_32=.5+s-.01*k) | order
                 for w in networks for k, s in step.items()],
         published=[dict(what=k, value=v) for k, v in (
-            ('epochs', 36), ('best epoch', 31), ('best validation Dice, batches of 16', .82), ('Dice, `evaluate`', .85))],
+            ('epochs', 36), ('best epoch', 31), ('best validation Dice, batches of 16', .82),
+            ('Dice, `evaluate`', .85))],
         split=[dict(patients=3, train_slices=64, test_slices=64, test_patients=3, shared_patients=3, seed=42)],
         facts=[dict(fact='parameters', value=31_042_369)]) | more
 
@@ -83,7 +84,8 @@ def test_thesis_whose_training_has_not_ended(computed):
 
 def test_thesis_with_fine_tuning_of_two_seeds(computed):
     scores = dict(loss=.2, bar_dice=.79, bar_loss=.21)
-    tables = thesis_tables(tuning_split=[dict(patients=10, slices=196, train_slices=156, test_slices=40, data_hash='ab')],
+    split = dict(patients=10, slices=196, train_slices=156, test_slices=40, data_hash='ab')
+    tables = thesis_tables(tuning_split=[split],
         tuning=[dict(predictor='thesis, fine-tuned', seed=s, dice=d) | scores for s, d in ((42, .8), (43, .82))]
                + [dict(predictor='blind: nothing', seed=None, dice=.1) | scores])
     n = computed('21', **tables).n['tuning']
