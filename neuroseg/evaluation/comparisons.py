@@ -171,7 +171,7 @@ def verdict(
     if row['p_holm']>=ALPHA: return 'undecided'
     return 'higher' if row['gain']>0 else 'lower'
 
-# %% ../../nbs/evaluation/08_comparisons.ipynb #cb156766
+# %% ../../nbs/evaluation/08_comparisons.ipynb #60ce1c3e
 def _drawn_recipe(rng, own, folds, trainings, training_sd, noise_sd): # Value of each patient `(patients,)`
     "Invented scores of one recipe."
     tables = {}
@@ -190,6 +190,7 @@ def _drawn_family(rng, differences, effect, skewed, folds, trainings, training_s
     training = training_variance([base, *arms])
     return [paired_test(arm, base, training)['p'] for arm in arms]
 
+# %% ../../nbs/evaluation/08_comparisons.ipynb #9c945af4
 def rejection_rates(
     differences, # For each recipe the measured differences from the base `(patients,)`; their means are removed
     *,

@@ -37,7 +37,7 @@ def test_without_trainings_it_is_the_paired_t_test():
     assert (found['gain_lo'], found['gain_hi']) == pytest.approx(tuple(known.confidence_interval(.95)))
 
 
-@pytest.mark.parametrize('sizes, trainings', [((17, 18), 2), ((30, 5), 2), ((2, 2, 2, 2, 2), 3), ((1,)*8, 2), ((12,), 4)])
+@pytest.mark.parametrize('sizes, trainings', [((17, 18), 2), ((30, 5), 2), ((2,)*5, 3), ((1,)*8, 2), ((12,), 4)])
 def test_the_standard_error_is_the_true_one(sizes, trainings):
     "The variance of many differences is the mean of the variances that were stated, whatever the folds."
     rng, tau = np.random.default_rng(1), .02
