@@ -13,8 +13,8 @@ __all__ = ['CODE', 'CODE_SLUG', 'MAX_CODE_BYTES', 'SETUP', 'RUN', 'LOG_LINES', '
 import json, re, tarfile, tempfile, time, zipfile
 from pathlib import Path, PurePosixPath
 
-from ..core import (atomic_dir, ConfigError, DataError, git_commit, git_output, need, read_json, RunError,
-                           write_json)
+from ..core import (atomic_dir, ConfigError, DataError, git_commit, git_output, InputError, need, read_json,
+                           RunError, write_json)
 from ..cohorts.fetch import OWNER, PAGE, SLUG, unsafe
 from ..cohorts.kaggle_account import BAD_TOKEN, KAGGLE, kaggle_api, mb, silent
 from .study_notebook import find_repo, find_study, study_params
@@ -77,7 +77,7 @@ def upload_code(
     return name
 
 # %% ../../nbs/reports/14_kaggle_kernels.ipynb #27418304
-SETUP = '''import os, shutil, subprocess, sys, tarfile
+SETUP = """import os, shutil, subprocess, sys, tarfile
 from pathlib import Path
 home = Path({home!r})
 work, inputs = home/'temp', home/'input'
@@ -86,14 +86,18 @@ def run(*words, **more): subprocess.run([str(w) for w in words], check=True, **m
 with tarfile.open(next(inputs.rglob({code!r}))) as t: t.extractall(work, filter='data')
 run('git', 'clone', '-q', work/'code.git', work/'neuroseg')
 assert {commit!r} == subprocess.check_output(['git', '-C', work/'neuroseg', 'rev-parse', 'HEAD'], text=True).strip()
-run(sys.executable, '-m', 'pip', 'install', '-q', '-e', str(work/'neuroseg') + '[train,reproduce]')'''
-RUN = '''found = next(inputs.rglob('kaggle_3m')) # the cohort, as Kaggle attaches it
+run(sys.executable, '-m', 'pip', 'install', '-q', '-e', str(work/'neuroseg') + '[train,reproduce]')"""
+RUN = """found = next(inputs.rglob('kaggle_3m')) # the cohort, as Kaggle attaches it
 (work/'data').mkdir()
 (work/'data'/'lgg').symlink_to(found.parent, target_is_directory=True)
 settings = os.environ | dict(NEUROSEG_DATA=str(work/'data'), NEUROSEG_CACHE=str(work/'cache'))
-run(sys.executable, '-m', 'neuroseg', 'reproduce', {study!r}, '--profile', {profile!r},
-    cwd=work/'neuroseg', env=settings)
-shutil.make_archive(home/'working'/'results', 'zip', work/'neuroseg'/'reports'/{study!r}/{profile!r})'''
+script = '''import sys
+from neuroseg.reports.execution import run_study
+from neuroseg.reports.study_notebook import study_profiles
+study, profile = sys.argv[1:]
+run_study(study, profile, progress=False, **study_profiles(study).get("kaggle", {{}}))'''
+run(sys.executable, '-c', script, {study!r}, {profile!r}, cwd=work/'neuroseg', env=settings)
+shutil.make_archive(home/'working'/'results', 'zip', work/'neuroseg'/'reports'/{study!r}/{profile!r})"""
 
 def kernel_notebook(
     study:str, # '21_thesis'
@@ -226,7 +230,8 @@ def unpack_results(
         with zipfile.ZipFile(archive) as z, atomic_dir(folder, replace=True) as tmp:
             if faults := [*_result_faults(z.infolist())]: raise RunError(f'the results are refused: {faults[0]}')
             z.extractall(tmp)
-            record = read_json(tmp/'run.json') if (tmp/'run.json').is_file() else {}
+            try: record = read_json(tmp/'run.json')
+            except InputError: record = {}
             wrong = [k for k in ('study','profile','commit') if record.get(k)!=state[k]]
             if wrong or not (tmp/'summary.json').is_file():
                 raise RunError(f"the results are refused: they are not a complete run of {state['study']} at commit "
@@ -251,6 +256,7 @@ def fetch_results(
                 with silent(): got = api.kernels_output(state['kernel'], tmp, file_pattern=r'^results\.zip$')[0]
                 archive = next((Path(f) for f in got if f.endswith('.zip')), None)
                 break
+            except DataError as e: raise RunError(f'the results are refused: {e}') from e # trying again changes nothing
             except (ValueError, OSError) as e: # those of `requests` are OSErrors
                 if n+1==tries:
                     raise DataError(f'the results cannot be downloaded ({e}); run the same command again') from e
