@@ -70,6 +70,7 @@ reproduce: $(INSTALLED) ## Rerun every study on the synthetic cohort, segment a 
 	@printf 'Reports to open:\n'; ls reports/*/smoke/notebook.html
 
 test: $(INSTALLED) ## Run every notebook and every test that is quick: minutes
+	@tests/hospital/install_tools.sh
 	$(HEADLESS) $(ONE_THREAD) $(BIN)/nbdev-test --n-workers $(WORKERS)
 	$(PYTEST) -m 'not slow'
 
