@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Files of the repository that are written from a notebook: on the site, the notebook is their page
 WRITTEN = {'README.md': 'nbs/index.ipynb', 'MODEL_CARD.md': 'nbs/model_card.ipynb', 'DATASHEET.md': 'nbs/datasheet.ipynb'}
 # Pages of the site that are files of the repository
-RECORD = {'reports/index.md': 'reports/README.md', 'ledger.md': 'CLAIMS.md'}
+RECORD = {'reports/index.md': 'reports/README.md', 'ledger.md': 'CLAIMS.md', 'openings.md': 'reports/LEDGER.md'}
 # The target of a Markdown link or picture, and of an HTML one
 LINK = re.compile(r'(\]\(|(?:src|href)=")([^)"\s]+)')
 
