@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from bright_model import bright, head, write_model, write_nifti
+from sealed_phantoms import NAMES, write_repository, write_sealed
 
 from neuroseg.app.serving import APP_FLAGS
 from neuroseg.cli import COMMANDS, main, parser
@@ -106,15 +107,16 @@ def test_help_imports_nothing_but_core(root):
 
 # Name of a command to its arguments in the first version: none may be lost, since scripts use them
 OPTIONS = {
-    'predict': 'inputs -o --out --sample --model --threshold --no-flips --sequences --threads',
+    'predict': 'inputs --series --as -o --out --sample --model --threshold --no-flips --sequences --threads',
+    'series': 'folder --json',
     'phantom': 'dest --patients --seed --layout --size-px --slices',
     'data verify': 'folder --layout --names',
     'data fetch': 'cohort --dest',
     'train': 'cohort -o --out --fold --judged-by --config --set --workers --dask --private --name --layout --threads',
     'finetune': 'cohort -o --out --model --rehearse --set --private --name --layout --threads',
-    'evaluate': 'cohort -o --out --model --fold --flair-only --empty --no-distances --seen --no-flips --private '
-                '--layout --threads',
-    'reproduce': 'studies --profile --resume --compare --trial',
+    'evaluate': 'cohort -o --out --model --fold --flair-only --empty --no-distances --seen --sealed --reason '
+                '--no-flips --private --layout --threads',
+    'reproduce': 'studies --profile --on --to --resume --compare --trial',
     'figures': 'studies',
     'claims': '--write',
     'privacy mark': 'folder --name --public',
@@ -192,7 +194,7 @@ def test_predict_many_kinds_at_once(run, card, scan, slice_png, tmp_path):
     out = tmp_path/'out'
     done = run('predict', scan, slice_png, '-o', out, '--model', card, '--no-flips', '--threads', 1)
     assert done.code == 0 and done.err == ''
-    assert sorted(p.name for p in out.iterdir()) == ['scan_flair', 'slice']
+    assert sorted(p.name for p in out.iterdir()) == ['cases.csv', 'scan_flair', 'slice']
     reproduce = read_json(out/'scan_flair'/'report.json')
     assert f"{reproduce['volume_ml']:.1f} mL" in done.out
     assert read_mask(out/'scan_flair'/'mask.nii.gz').sum() == reproduce['lesion_px'] > 0
@@ -222,8 +224,42 @@ def test_predict_with_named_sequences(run, card, tmp_path):
 def test_one_bad_scan_does_not_stop_the_others(run, card, scan, tmp_path):
     (tmp_path/'bad.png').write_bytes(b'nothing')
     done = run('predict', tmp_path/'bad.png', scan, '-o', tmp_path/'out', '--model', card)
-    refused(done, '`bad.png`')
-    assert [p.name for p in (tmp_path/'out').iterdir()] == ['scan_flair'] and 'scan_flair: lesion' in done.out
+    assert done.code == 2 and '`bad.png`' in done.err and '1 of 2 scans were segmented, 1 failed (bad)' in done.err
+    assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['cases.csv', 'scan_flair']
+    assert 'scan_flair: lesion' in done.out
+
+
+def test_sigterm_leaves_nothing_half(card, tmp_path):
+    v = head((40, 120, 120))[0]
+    for p in range(30): write_nifti(tmp_path/'scans'/f'p{p}_flair.nii.gz', v) if (tmp_path/'scans').mkdir(
+        exist_ok=True) is None else None
+    words = ['predict', tmp_path/'scans', '-o', tmp_path/'out', '--model', card, '--threads', '1']
+    p = subprocess.Popen([sys.executable, '-m', 'neuroseg', *map(str, words)], stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path/'out').glob('*/report.json')) and p.poll() is None: time.sleep(.05)
+    p.terminate()
+    assert 'interrupted' in p.communicate(timeout=60)[1] and p.returncode == 143
+    left = [q for q in (tmp_path/'out').iterdir() if q.is_dir()]
+    assert 0 < len(left) < 30 and all((q/'report.json').exists() and not q.name.startswith('.') for q in left)
+    assert (tmp_path/'out'/'cases.csv').exists()
+
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() != 0, reason='only root can become another user')
+def test_a_user_without_home_and_name(tmp_path):
+    code = ("import getpass, os; from pathlib import Path; from neuroseg.cli import _settle_home; "
+            "from neuroseg.core import cache_dir; os.setgid(54321); os.setuid(54321); _settle_home(); "
+            "print(getpass.getuser(), oct(Path.home().stat().st_mode)[-3:], cache_dir().is_relative_to(Path.home()))")
+    gone = ('HOME', 'USER', 'LOGNAME', 'LNAME', 'USERNAME', 'NEUROSEG_CACHE', 'XDG_CACHE_HOME', 'TMPDIR')
+    env = {k: v for k, v in os.environ.items() if k not in gone}
+    done = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True)
+    assert done.stdout.split() == ['uid54321', '700', 'True'], done.stderr
+
+
+@pytest.mark.parametrize('encoding', ['cp1252', 'ascii'])
+def test_a_console_that_knows_few_letters(card, tmp_path, encoding):
+    f = write_nifti(tmp_path/'Łódź_flair.nii.gz', head()[0])
+    words = [sys.executable, '-m', 'neuroseg', 'predict', str(f), '-o', str(tmp_path/'out'), '--model', str(card)]
+    done = subprocess.run(words, env=os.environ | dict(PYTHONIOENCODING=encoding, PYTHONUTF8='0'), capture_output=True)
+    assert done.returncode == 0 and b'Traceback' not in done.stderr and b'lesion' in done.stdout
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------
@@ -584,6 +620,37 @@ def test_sealed_patients_are_never_scored(cohort, tmp_path):
     assert [c.patient for c in scorable_cases(Cohort.open(tmp_path))] == ['TCGA_CS_4941']
 
 
+@pytest.mark.parametrize('words,says', [
+    ('--sealed', 'is opened for a reason'), ('--sealed --reason release', 'is opened for a reason'),
+    ('--reason x', '--reason belongs to --sealed'), ('', 'name it with -o OUT'),
+    ('--sealed --reason R --fold 0 --seen', 'leave out --fold, --seen'), ('--sealed --reason R -o x', 'leave out -o'),
+    ('--sealed --reason R --no-flips --empty 0', 'leave out --empty, --no-flips'),
+    ('--sealed --reason R --flair-only --no-distances --private', 'leave out --flair-only, --no-distances, --private')])
+def test_the_sealed_test_has_no_options(run, cohort, tmp_path, monkeypatch, words, says):
+    (tmp_path/'nbs'/'studies').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    refused(run('evaluate', cohort, *words.split()), says)
+    assert not (tmp_path/'reports').exists()
+
+
+def test_the_sealed_test_is_opened_once_and_written_down(run, tmp_path, monkeypatch, root):
+    pytest.importorskip('seaborn')
+    repo, told = write_repository(tmp_path/'repo', root), dict(split=dict(train=['PH_1']))
+    card, folder = write_model(tmp_path/'model', bright(), **told), write_sealed(tmp_path/'lgg')
+    monkeypatch.chdir(repo)
+    words = 'evaluate', folder, '--model', card, '--sealed', '--reason', 'A test of the command on synthetic patients.'
+    done = run(*words)
+    assert done.code == 0 and 'all sequences     22' in done.out and 'FLAIR only        22' in done.out, done.err
+    assert 'reports/27_validation/sealed_1 and to reports/LEDGER.md; commit both' in done.out
+    assert 'on synthetic patients' in (repo/'reports/LEDGER.md').read_text()
+    refused(run(*words), 'was scored on', 'a model is scored once')
+    few = write_sealed(tmp_path/'few', NAMES[:5])
+    other = write_model(tmp_path/'other', bright(), threshold=.4, **told, name='other')
+    refused(run('evaluate', few, '--model', other, *words[4:]), 'was scored on')
+    shutil.rmtree(repo/'reports/27_validation'); (repo/'reports/LEDGER.md').unlink()
+    refused(run('evaluate', few, '--model', other, *words[4:]), '5 of the 22 sealed patients are in')
+
+
 @pytest.mark.parametrize('words,says', [('--set epochs', 'no setting'), ('--set epoch=3', 'unknown setting epoch'),
                                         ('--set prep.size_px=big', '`prep.size_px`'), ('--set model=resnet', 'resnet'),
                                         ('--fold 9', 'fold 9'), ('--config absent.json', '`absent.json`')])
@@ -602,6 +669,20 @@ def test_reproduce_and_figures_pass_on_what_was_asked(run, monkeypatch, tmp_path
     assert 'notebook.html' in run('reproduce', 'thesis', '--profile', 'cpu', '--resume').out
     assert run('reproduce').code == 0 and run('figures').out.startswith('1 figure(s) drawn')
     assert asked == [(['thesis'], 'cpu', True, False, False), (None, 'smoke', False, False, False), None]
+
+
+def test_reproduce_on_kaggle_passes_on_what_was_asked(run, monkeypatch, tmp_path):
+    import neuroseg.reports.kaggle_kernels as room
+    asked = []
+    def note(*args, say, **how): say('running'); asked.append((args, how)); return tmp_path/'gpu'
+    monkeypatch.setattr(room, 'reproduce_on_kaggle', note)
+    done = run('reproduce', 'thesis', '--on', 'kaggle')
+    assert done.code == 0 and done.err == 'running\n' and 'results in ' in done.out
+    assert run('reproduce', '21', '--on', 'kaggle', '--profile', 'cpu', '--to', 'x').code == 0
+    assert asked == [(('thesis', 'gpu'), dict(out=None)), (('21', 'cpu'), dict(out='x'))]
+    refused(run('reproduce', 'thesis', 'learner', '--on', 'kaggle'), 'name one, not 2')
+    refused(run('reproduce', 'thesis', '--on', 'kaggle', '--resume'), 'leave out --resume')
+    assert run('reproduce', 'thesis', '--on', 'colab').code == 2
 
 
 def test_the_application_is_started_for_this_machine_only(run, monkeypatch, card):
