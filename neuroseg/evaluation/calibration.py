@@ -77,7 +77,7 @@ def calibration_line(
     "The line logit(share of tumour) = intercept + slope * logit, of largest likelihood: 0 and 1 if calibrated."
     n, positives, total = np.moveaxis(np.asarray(counts, float), -1, 0)
     x = np.divide(total, n, out=np.zeros_like(total), where=n>0)
-    a, b = np.zeros(n.shape[:-1]), np.ones(n.shape[:-1])
+    a, b = np.zeros(n.shape[:-1]), np.zeros(n.shape[:-1]) # from 0, where no weight is tiny
     with np.errstate(all='ignore'):
         for _ in range(n_steps):
             p = _sigmoid(a[...,None] + b[...,None]*x)

@@ -163,6 +163,44 @@ def test_learner(computed):
     assert 'our interval of the mean contains the first' in found.answer
 
 
+def test_learner_from_maps(computed):
+    "Masks are a fifth too large at 0.4 and of the right size at 0.5; 60 of 100 wrong voxels lie at the edge."
+    cases = [dict(fold=k, patient=p) for k, p in ((0, 'A'), (0, 'B'), (1, 'C'), (1, 'D'), (1, 'E'))]
+    base = dict(dice=.8, precision=.9, recall=.8, confidence=.95, true_px=99, pred_px=119, quoted_ten=0, institution='X')
+    kinds = ('all sequences', 'FLAIR only')
+    found = computed('23',
+        patients=[c | base | dict(input=kind) for kind in kinds for c in cases],
+        one_network=[c | dict(dice=.78) for c in cases],
+        folds=[dict(fold=k, searched=0, patients=2) for k in (0, 1)],
+        history=[dict(fold=k, epoch=0, member=m, train_s=60) for k in (0, 1) for m in (0, 1)],
+        maps=[c | dict(input=kind, kb=500, sha256='0') for kind in kinds for c in cases],
+        thresholds=[c | dict(input=kind, threshold=t, pred_px=px, true_px=99, tp=tp) for kind in kinds for c in cases
+                    for t, px, tp in ((.4, 119, 95), (.5, 99, 90), (.6, 59, 55))],
+        calibration=[c | dict(bin=b, n=1000, positives=y, logit=x) for c in cases
+                     for b, y, x in ((0, 269, -2.), (4, 500, 0.), (8, 731, 2.))], # logits are twice too large
+        errors=[c | dict(wrong_px=100, near_px=60, far_px=40, far_missed_px=10, far_extra_px=25, other_slices_px=5,
+                         unseen_px=1, true_px=100) for c in cases],
+        trained_on=[dict(patient=p, fold=0, model_fold=1, dice=d) for p, d in (('A', .6), ('A', .7), ('B', .9))],
+        reading=[dict(patient='A', kind='label', reason='cut')],
+        coverage=[dict(statistic='mean', method='x', n=k, n_samples=9, coverage=.9) for k in (10, 18, 88)])
+    n, t = found.n, found.n['threshold']
+    assert (set(t['by_fold'].values()), t['of_all']) == ({.5}, .5)
+    sides = t['all sequences']
+    assert (sides['before']['volume_ratio'], sides['after']['volume_ratio']) == close(1.2, 1.)
+    assert (sides['before']['dice'], sides['after']['dice']) == close(190/218, 180/198)
+    assert sides['change']['gain'] == pytest.approx(180/198-190/218)
+    c = n['calibration']
+    assert list(c['temperature'].values()) == pytest.approx([2., 2.], rel=.01)
+    assert (c['before']['slope'], c['after']['slope']) == pytest.approx((.5, 1.), abs=.01)
+    assert c['before']['ece'] > .09 > .002 > c['after']['ece']
+    assert (n['edges']['near'], n['edges']['far_extra'], n['edges']['unseen']) == close(.6, .25, .01)
+    assert (n['limits']['low_when_trained_on'], n['limits']['n_low']) == (['A'], 0)
+    assert n['limits']['reading'] == {'label': 1, 'faint': 0, 'network': 0, 'not read': 1}
+    assert n['coverage']['mean, x'] == {'10': .9, '18': .9, '88': .9} and n['maps'] == dict(n=10, mb=5.)
+    assert n['measures']['all sequences / scores / dice / mean']['seeds'] == [0, 1]
+    assert 'is 1.20 at the threshold of the recipe, and 1.00' in found.answer
+
+
 def test_ablations(computed):
     "One change lowers the score, one is undecided, one is not trained; with FLAIR alone one raises it."
     def difference(kind, arm, factor, gain=None, p=None):
