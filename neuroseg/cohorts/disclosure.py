@@ -18,7 +18,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import ConfigError, jsonable, OutputError, record_run, write_json
-from .privacy import guarded, keyed_hash, Policy, pseudonym, scrubber, STATE
+from .privacy import guarded, key_check, keyed_hash, Policy, pseudonym, scrubber, STATE
 from .tables import write_rows
 
 # %% ../../nbs/cohorts/07_disclosure.ipynb #f111dd5f
@@ -141,7 +141,8 @@ def safe_split(
 )->dict: # For a public cohort, `split` itself
     "A split as a plan or a model card may hold it: patients are counted, training patients also hashed with the key."
     if not policy.private: return split
-    return safe_facts(split, policy) | dict(keyed=sorted(keyed_hash(policy, p) for p in split['train']))
+    keyed = sorted(keyed_hash(policy, p) for p in split['train'])
+    return safe_facts(split, policy) | dict(keyed=keyed, key=key_check(policy))
 
 # %% ../../nbs/cohorts/07_disclosure.ipynb #54440d99
 def placeholder_image(

@@ -6,17 +6,17 @@ Docs: https://neuroseg.github.io/neuroseg/cohorts/privacy.html.md"""
 
 # %% auto #0
 __all__ = ['COHORT_FILE', 'STATE', 'PUBLIC_ID', 'GENERIC', 'read_mark', 'mark', 'is_public_id', 'Policy', 'policy_of',
-           'pseudonym', 'keyed_hash', 'names_in', 'name_pattern', 'scrubber', 'own_cache', 'cleaned', 'guarded',
-           'marked_above']
+           'pseudonym', 'keyed_hash', 'key_check', 'names_in', 'name_pattern', 'scrubber', 'own_cache', 'cleaned',
+           'guarded', 'marked_above']
 
 # %% ../../nbs/cohorts/05_privacy.ipynb #c003
-import contextlib, csv, hmac, io, json, logging, os, re, secrets, sys, tempfile, warnings
+import contextlib, csv, hashlib, hmac, io, json, logging, os, random, re, secrets, sys, tempfile, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import core
 from ..core import ConfigError, NeurosegError, read_json, RunError, write_json
-from .cases import case_files, find_cases
+from .cases import case_files, cases_hash, find_cases
 
 # %% ../../nbs/cohorts/05_privacy.ipynb #14779171
 COHORT_FILE = 'cohort.json' # In the folder of a cohort
@@ -58,7 +58,8 @@ def mark(
 # %% ../../nbs/cohorts/05_privacy.ipynb #24254d66
 # Identifiers of the Cancer Imaging Archive (with or without the date of the scan) and of the BraTS challenges
 PUBLIC_ID = re.compile(r'TCGA[_-][A-Z0-9]{2}[_-][A-Z0-9]{4}(?:_[0-9]{8})?(?![A-Za-z0-9])'
-                       r'|Bra[tT][sS](?:18|19|20\d\d)_[A-Z]{3,}\w*|BraTS\d{4}_\d{5}')
+                       r'|Bra[tT][sS](?:18|19|20\d\d)_[A-Z]{3,}\w*|BraTS\d{4}_\d{5}'
+                       r'|BraTS-(?:GLI|MEN|MET|PED|SSA)-\d{5}(?:-\d{3})?(?![A-Za-z0-9])')
 
 # %% ../../nbs/cohorts/05_privacy.ipynb #c011
 def is_public_id(
@@ -126,16 +127,22 @@ def _write_new(file, content)->bool:
     finally: os.unlink(tmp.name)
     return True
 
+# %% ../../nbs/cohorts/05_privacy.ipynb #70a5a152
+def _new_key(policy)->str: # 64 hexadecimal digits
+    "A random key, or, where the folder of the cohort may only be read, one that follows from its files."
+    if not policy.cases or os.access(policy.folder, os.W_OK): return secrets.token_hex(32)
+    return hashlib.sha256(f'neuroseg key {cases_hash(policy.cases)}'.encode()).hexdigest()
+
 # %% ../../nbs/cohorts/05_privacy.ipynb #b8cb23c5
 def _state(policy)->dict: # `key`, `numbers`
     "The secrets of a private cohort; patients without a number get one."
     file = policy.folder/STATE/'numbers.json'
     kept = read_json(file) if file.is_file() else _DRAWN.get(policy.folder)
-    kept = kept or dict(key=secrets.token_hex(32), numbers={})
+    kept = kept or dict(key=_new_key(policy), numbers={})
     new = [p for p in policy.patients if p not in kept['numbers']]
     if not new: return kept
     free = list(range(len(kept['numbers'])+1, len(kept['numbers'])+len(new)+1))
-    secrets.SystemRandom().shuffle(free)
+    random.Random(kept['key']+str(len(free))).shuffle(free)
     kept['numbers'] |= {p: f'P{k}' for p,k in zip(new, free)}
     try:
         file.parent.mkdir(exist_ok=True)
@@ -159,6 +166,12 @@ def keyed_hash(
     if plain is None or not policy.private: return plain
     key = bytes.fromhex(_state(policy)['key'])
     return 'keyed:'+hmac.new(key, plain.encode(), 'sha256').hexdigest()[:32]
+
+def key_check(
+    policy:Policy, # Of the cohort
+)->str|None: # The same for the same key; None for a public cohort
+    "A mark of the key of a private cohort: hashes of two keys cannot be compared."
+    return keyed_hash(policy, 'neuroseg key') if policy.private else None
 
 # %% ../../nbs/cohorts/05_privacy.ipynb #77550d38
 # Names made of these words and small numbers alone identify nobody

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ..core import atomic_dir, ConfigError, LeakageError
 from ..cohorts.cohort import Cohort
-from ..cohorts.privacy import keyed_hash, Policy
+from ..cohorts.cases import patient_id
+from ..cohorts.privacy import key_check, keyed_hash, Policy
 from .scores import evaluate_cases, summary_of
 
 # %% ../../nbs/evaluation/05_cohort_score.ipynb #c010
@@ -31,13 +32,15 @@ def seen_in_training(
     facts:dict, # Of a model card
     patients, # Names of the patients to be scored
     policy:Policy|None=None, # Of their cohort; None: a public one
-)->list|None: # Sorted names; None where the card does not tell
+)->list|None: # Sorted names; None where it cannot be told
     "The patients that the model was trained on."
     split = facts.get('split') or {}
-    train, hashes = split.get('train') or [], split.get('keyed')
-    if isinstance(train, list): return sorted(set(patients) & set(train))
-    if hashes is None: return None
-    return sorted(p for p in patients if policy and keyed_hash(policy, p) in hashes)
+    train, hashes = split.get('train'), split.get('keyed')
+    if isinstance(train, list): return sorted(set(patients) & {patient_id(p) for p in train})
+    if hashes is None or policy is None or not policy.private: return None
+    found = sorted(p for p in patients if keyed_hash(policy, p) in hashes)
+    # Hashes of another key say nothing: a copy of the cohort without its folder `.neuroseg` has another key
+    return found if found or split.get('key')==key_check(policy) else None
 
 # %% ../../nbs/evaluation/05_cohort_score.ipynb #c017
 def training_overlap(

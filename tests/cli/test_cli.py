@@ -119,6 +119,8 @@ OPTIONS = {
     'reproduce': 'studies --profile --on --to --resume --compare --trial',
     'figures': 'studies',
     'claims': '--write',
+    'remote pack': 'lgg gbm -o --out',
+    'remote train': 'packed -o --out --seeds --minutes --runs --no-tf32 --set',
     'privacy mark': 'folder --name --public',
     'privacy check': 'paths --cohort',
     'app': '--port --address --model',

@@ -9,7 +9,9 @@ from PIL import Image
 
 from neuroseg.cohorts.cases import FAULT_KINDS, find_cases, find_layout, load_case, pair_masks, patient_id
 from neuroseg.cohorts.integrity import LGG_COUNTS, SEALED, case_table, read_clinical, verify
-from neuroseg.core import DataError, InputError
+from neuroseg.cohorts.privacy import policy_of
+from neuroseg.cohorts.splits import check_leakage, fold_split
+from neuroseg.core import DataError, InputError, LeakageError
 
 SIDE = 16
 
@@ -241,12 +243,16 @@ def write_nifti(path, v, affine=None):
     nib.Nifti1Image(v, np.diag([1, 1, 2, 1.]) if affine is None else affine).to_filename(path)
 
 
+LESION = np.zeros((6, 5, 4), np.uint8)
+LESION[2, 2], LESION[3, 2] = [0, 1, 2, 4], [0, 1, 1, 0] # labels of BraTS, in the middle of three slices
+
+
 def write_brats(root, names=('B_001', 'B_002')):
     rng = np.random.default_rng(2)
     for n in names:
         for s in ('t1', 't1ce', 't2', 'flair'):
             write_nifti(root/n/f'{n}_{s}.nii.gz', rng.integers(0, 99, (6, 5, 4)).astype(np.int16))
-        write_nifti(root/n/f'{n}_seg.nii.gz', np.resize(np.array([0, 1, 2, 4], np.uint8), (6, 5, 4)))
+        write_nifti(root/n/f'{n}_seg.nii.gz', LESION)
     return root
 
 
@@ -266,7 +272,7 @@ def test_brats_layout(tmp_path):
 def test_flat_nifti_folder(tmp_path):
     for p in (1, 2, 10):
         write_nifti(tmp_path/f'patient{p}_flair.nii.gz', np.ones((6, 5, 4), np.int16)*p)
-        write_nifti(tmp_path/f'patient{p}_mask.nii.gz', np.ones((6, 5, 4), np.uint8))
+        write_nifti(tmp_path/f'patient{p}_mask.nii.gz', LESION)
     assert [c.patient for c in find_cases(tmp_path)] == ['patient1', 'patient2', 'patient10'] and verify(tmp_path).ok
 
 
@@ -280,7 +286,7 @@ def test_nifti_faults(tmp_path, what, kind):
     seg = root/'B_001'/'B_001_seg.nii.gz'
     match what:
         case 'shape': write_nifti(seg, np.ones((6, 5, 3), np.uint8))
-        case 'affine': write_nifti(seg, np.ones((6, 5, 4), np.uint8), np.eye(4))
+        case 'affine': write_nifti(seg, LESION, np.eye(4))
         case 'soft': write_nifti(seg, np.linspace(0, 1, 120, dtype=np.float32).reshape(6, 5, 4))
         case 'text': seg.write_text('hello')
         case 'none': seg.unlink()
@@ -325,3 +331,115 @@ def test_bad_clinical_tables(tmp_path, content, words):
 def test_clinical_values(tmp_path):
     (tmp_path/'data.csv').write_text('Patient;a;b;c;d\nX; 1 ;2,5;-3;NA\n\n')
     assert read_clinical(tmp_path/'data.csv') == [dict(Patient='X', a=1, b=2.5, c=-3, d=None)]
+
+
+# ---- whose scan is it, and which masks are none
+
+@pytest.mark.parametrize('name,patient', [
+    ('BraTS-GLI-00000-000', 'BraTS-GLI-00000'), ('BraTS-GLI-00000-001', 'BraTS-GLI-00000'),
+    ('BraTS-MET-12345-010', 'BraTS-MET-12345'), ('sub-01_ses-2', 'sub-01'), ('p01_post-op', 'p01'),
+    ('UPENN-GBM-00001_21', 'UPENN-GBM-00001'), ('A-1', 'A-1'), ('A_1', 'A_1'), ('pre', 'pre'), ('post_1', 'post_1'),
+    ('BraTS20_Training_355', 'BraTS20_Training_355'), ('Brats18_TCIA08_242_1', 'Brats18_TCIA08_242_1')])
+def test_an_examination_is_no_patient(name, patient): assert patient_id(name) == patient
+
+
+def test_two_examinations_stay_on_one_side(tmp_path):
+    names = [f'BraTS-GLI-0000{k}-00{t}' for k in range(5) for t in (0, 1)]
+    for n in names:
+        for s, v in (('t2f', np.arange(120, dtype=np.int16).reshape(6, 5, 4)), ('seg', LESION)):
+            write_nifti(tmp_path/n/f'{n}-{s}.nii.gz', v)
+    cases = find_cases(tmp_path)
+    assert [c.case for c in cases] == names and len({c.patient for c in cases}) == 5
+    for k in range(5):
+        train, test = fold_split(cases, k)
+        assert len(test) == 2 and not {c.patient for c in train} & {c.patient for c in test}
+    with pytest.raises(LeakageError): check_leakage([names[0]], [names[1]])
+    assert not policy_of(tmp_path).private # identifiers of a published cohort
+    assert verify(tmp_path).ok and verify(tmp_path).counts['patients'] == 5
+
+
+def test_simple_names_in_a_folder_of_each_patient(tmp_path):
+    for p in ('sub1', 'sub2'):
+        flair = np.arange(120, dtype=np.int16).reshape(6, 5, 4)
+        for s, v in (('FLAIR', flair), ('t1ce', np.eye(6, 5)[..., None]*LESION), ('seg', LESION)):
+            write_nifti(tmp_path/p/f'{s}.NII.GZ', v)
+        (tmp_path/p/'._FLAIR.NII.GZ').write_bytes(bytes(400))
+    cases = find_cases(tmp_path)
+    found = [(c.case, len(c.images), c.masks[0].name) for c in cases]
+    assert found == [('sub1', 2, 'seg.NII.GZ'), ('sub2', 2, 'seg.NII.GZ')]
+    assert verify(tmp_path).ok and load_case(cases[0])[1].sum() == 5
+
+
+def test_a_mask_of_another_name_in_the_folder_of_one_patient(tmp_path):
+    root = write_brats(tmp_path/'brats', ['BraTS20_Training_355'])
+    folder = root/'BraTS20_Training_355'
+    (folder/'BraTS20_Training_355_seg.nii.gz').rename(folder/'W39_1998.09.19_Segm.nii.gz')
+    case, = find_cases(root)
+    assert case.masks[0].name == 'W39_1998.09.19_Segm.nii.gz' and verify(root).ok
+    write_nifti(folder/'W40_Segm.nii.gz', LESION)
+    assert kinds(root) == {'missing mask': 1, 'stray file': 2} # which of them, nobody can tell
+
+
+def test_folders_and_endings_in_any_case(tmp_path):
+    root = write_hospital(tmp_path/'gbm')
+    for p in root.iterdir():
+        for f in (p/'images').iterdir(): f.rename(f.with_name(f.stem.upper()+'.PNG'))
+        for s in ('images', 'masks'): (p/s).rename(p/s.upper())
+        (p/'IMAGES'/'Thumbs.db').touch(); (p/'MASKS'/'@eaDir').mkdir()
+    assert verify(root).ok and find_layout(root) == 'hospital'
+
+
+def test_results_in_a_cohort_are_no_cases(tmp_path):
+    root = write_brats(tmp_path/'brats')
+    out = root/'out'/'B_001'; out.mkdir(parents=True)
+    write_nifti(out/'mask.nii.gz', LESION)
+    (out/'report.json').write_text('{"neuroseg": "1", "case": "a", "model": {}}')
+    assert [c.case for c in find_cases(root)] == ['B_001', 'B_002'] and verify(root).ok
+
+
+def head_and_lesion(n=5, side=40):
+    v = np.zeros((n, side, side), np.uint8)
+    v[:, 8:-8, 8:-8] = np.random.default_rng(0).integers(60, 200, (n, side-16, side-16))
+    lesion = np.zeros(v.shape, bool); lesion[1:3, 15:20, 15:20] = True
+    return v, lesion
+
+
+@pytest.mark.parametrize('what,found', [
+    ('sound', {}), ('inverted', {'implausible mask': 1}), ('brain', {'implausible mask': 1}),
+    ('empty', {'no tumour': 1}), ('red on black', {}),
+    ('red on white', {'non-binary mask': 2, 'implausible mask': 1}), ('two colours', {'non-binary mask': 2}),
+    ('1 and 0', {}), ('one bit', {}), ('palette', {}), ('two labels', {'non-binary mask': 2}),
+    ('one slice of 16 bits', {'unlike slices': 1}), ('one slice in colour', {'unlike slices': 1}),
+    ('an empty slice in grey', {}), ('two series', {'unlike slices': 1})])
+def test_masks_and_slices_that_training_would_take_or_refuse(tmp_path, what, found):
+    v, lesion = head_and_lesion()
+    if what == 'an empty slice in grey': v[4] = 0
+    for k, (im, m) in enumerate(zip(v, lesion)):
+        m = {'inverted': ~m, 'brain': im > 0, 'empty': m & False}.get(what, m)
+        red = np.where(m[..., None], [255, 0, 0], 255 if what == 'red on white' else 0).astype(np.uint8)
+        if what == 'two colours': red[16, 16] = [0, 255*m[16, 16], 0]
+        mask = Image.fromarray(red) if what in ('red on black', 'red on white', 'two colours') else Image.fromarray(
+            m.astype(np.uint8)*(1 if what == '1 and 0' else 255))
+        labels = m.astype(np.uint8)*(1+(np.arange(40) > 16)).astype(np.uint8)
+        if what == 'two labels': mask = Image.fromarray(labels)
+        if what == 'one bit': mask = mask.convert('1')
+        if what == 'palette': mask = Image.fromarray(red).convert('P')
+        image = Image.fromarray(im)
+        if what == 'one slice of 16 bits' and k == 2: image = Image.fromarray(im.astype(np.uint16)*257)
+        if what == 'one slice in colour' and k == 2: image = Image.fromarray(np.dstack([im]*3))
+        if what == 'an empty slice in grey' and k < 4: image = Image.fromarray(np.dstack([im, im, 255-im]))
+        name = f't1_{k+1}' if what == 'two series' and k > 2 else f'slice_{k+1}'
+        for folder, picture, ending in (('images', image, ''), ('masks', mask, '_mask')):
+            (tmp_path/'p1'/folder).mkdir(parents=True, exist_ok=True)
+            picture.save(tmp_path/'p1'/folder/f'{name}{ending}.png')
+    assert kinds(tmp_path) == found
+    case, = find_cases(tmp_path)
+    if set(found) - {'implausible mask', 'no tumour'}:
+        with pytest.raises((DataError, InputError)): load_case(case)
+    else: assert load_case(case)[0].n_slices == 5
+
+
+def test_a_volume_without_flair_is_named(tmp_path):
+    root = write_brats(tmp_path/'brats', ['B_001'])
+    (root/'B_001'/'B_001_flair.nii.gz').unlink()
+    assert kinds(root) == {'no FLAIR': 1}
