@@ -190,7 +190,7 @@ def _drawn_family(rng, differences, effect, skewed, folds, trainings, training_s
     training = training_variance([base, *arms])
     return [paired_test(arm, base, training)['p'] for arm in arms]
 
-# %% ../../nbs/evaluation/08_comparisons.ipynb #9c945af4
+# %% ../../nbs/evaluation/08_comparisons.ipynb #b0609288
 def rejection_rates(
     differences, # For each recipe the measured differences from the base `(patients,)`; their means are removed
     *,
@@ -200,6 +200,7 @@ def rejection_rates(
     trainings:int=2, # Of each recipe and fold
     training_sd, # Standard deviation between trainings: a number, or one for the base and each recipe
     noise_sd:float, # Of patient and training
+    planned:int|None=None, # Comparisons that `holm` corrects for; None: as many as recipes
     n_sim:int=1000, # Invented experiments
     seed:int=0, # Of the experiments
 )->dict: # single: share of p values below 5 %; holm: the same, corrected; family: experiments with at least one
@@ -209,6 +210,6 @@ def rejection_rates(
     differences = [np.asarray(d, float) for d in differences]
     sd = np.broadcast_to(training_sd, len(differences)+1)
     p = [_drawn_family(rng, differences, effect, skewed, folds, trainings, sd, noise_sd) for _ in range(n_sim)]
-    corrected = np.array([holm(v) for v in p])<ALPHA
+    corrected = np.array([holm(v, n=planned) for v in p])<ALPHA
     return dict(single=float((np.array(p)<ALPHA).mean()), holm=float(corrected.mean()),
                 family=float(corrected.any(1).mean()))
