@@ -6,17 +6,18 @@ Docs: https://neuroseg.github.io/neuroseg/reports/claims.html.md"""
 
 # %% auto #0
 __all__ = ['VERDICTS', 'ANSWERS', 'CANNOT', 'INTRO', 'TITLES', 'HEAD', 'UNITS', 'GRIDS', 'EPOCHS', 'Claim', 'claim_from', 'band',
-           'Judged', 'judge', 'load_claims', 'ledger_text', 'write_ledger', 'check_claims']
+           'Judged', 'left_out', 'judge', 'load_claims', 'ledger_text', 'write_ledger', 'check_claims']
 
-# %% ../../nbs/reports/13_claims.ipynb #29ca073b
-from dataclasses import dataclass, fields
+# %% ../../nbs/reports/13_claims.ipynb #fbf842ea
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from ..core import atomic_path, ConfigError, InputError
+from ..core import atomic_path, ConfigError, InputError, read_json
 from .checks import changed_pages, changed_runs
 from .measures import (as_number, look_up, METRICS, mismatches, NOT_SAID, same_network, spread_faults,
                                        Stored, tolerance_of)
 from .published import load_published, read_yaml
+from .stored_run import kept_runs
 from .study_notebook import find_repo
 
 # %% ../../nbs/reports/13_claims.ipynb #b0e4649c
@@ -84,6 +85,23 @@ class Judged:
 
 CANNOT = VERDICTS[-1]
 
+# %% ../../nbs/reports/13_claims.ipynb #e033e567
+def left_out(
+    claim:Claim,
+    fact, # `Fact` with conditions of a score
+    root=None, # As `find_repo` takes it
+)->list[str]: # References
+    "Stored numbers of the network of a claim, under its conditions, that the claim does not name."
+    def whole(c): return same_network(fact.conditions, c) and c.get('complete', True) and c['metric']!='count'
+    found = []
+    for run in kept_runs(find_repo(root)):
+        name = f'{run.parent.name}/{run.name}'
+        said = read_json(run/'summary.json').get('measures', {})
+        same = (look_up(f'{name}#{path}', root) for path,c in said.items() if whole(c))
+        found += [f'{s.run}#{s.path}' for s in same if not isinstance(s.value, dict)
+                  and not mismatches(fact.conditions, s)]
+    return [ref for ref in found if ref not in claim.ours]
+
 # %% ../../nbs/reports/13_claims.ipynb #bd1a32b3
 def _cannot_answer(fact, found): # `Fact`, `Stored`
     "Why a stored number does not answer a claim; empty if it does."
@@ -102,7 +120,7 @@ def _verdict(fact, ours, low, high): # `Fact`, `Stored`, and the band of values 
     reached = low<=fact.value<=high or better>0 and fact.value<low or better<0 and fact.value>high
     return VERDICTS[1] if reached else CANNOT
 
-# %% ../../nbs/reports/13_claims.ipynb #881eaa7d
+# %% ../../nbs/reports/13_claims.ipynb #b5278832
 def _judge_score(claim, fact, root): # `Claim`, `Fact`, repository
     "The verdict on a score: of the first stored number that answers, the network of the claim first."
     found = [as_number(look_up(ref, root)) for ref in claim.ours]
@@ -110,7 +128,9 @@ def _judge_score(claim, fact, root): # `Claim`, `Fact`, repository
     faults = tuple(f'{fact.id}: {why[id(f)]}' for f in found if f.conditions and mismatches(fact.conditions, f))
     usable = sorted((f for f in found if not why[id(f)]), key=lambda f: not same_network(fact.conditions, f.conditions))
     if not usable: return Judged(CANNOT, because='; '.join(dict.fromkeys(why.values())), faults=faults)
-    ours = usable[0]
+    own = [f for f in usable if same_network(fact.conditions, f.conditions)]
+    ours = replace(usable[0], value=sum(f.value for f in own)/len(own)) if len(own)>1 else usable[0]
+    faults += tuple(f'{fact.id}: {ref} answers it as well; name it under `ours`' for ref in left_out(claim, fact, root))
     low, high, wrong = band(claim, ours, root)
     faults += tuple(f'{fact.id}: {w}' for w in wrong)
     if low is None:
@@ -154,7 +174,7 @@ def judge(
         return Judged(CANNOT, faults=(f'{claim.id}: give a dict of stored numbers for counts, a list for a score',))
     return (_judge_counts if isinstance(fact.value, dict) else _judge_score)(claim, fact, root)
 
-# %% ../../nbs/reports/13_claims.ipynb #d52e3015
+# %% ../../nbs/reports/13_claims.ipynb #a0594c31
 def load_claims(
     root=None, # As `find_repo` takes it
 )->list[Claim]:
@@ -164,7 +184,13 @@ def load_claims(
         raise ConfigError('`reports/claims.yml` holds no list of claims')
     claims = [claim_from(e) for e in entries]
     names = [c.id for c in claims]
-    wrong = {'stands there twice': {n for n in names if names.count(n)>1},
+    open_ones = {k for k,f in facts.items() if not f.conditions}
+    given = {c.id: bool(c.ours) for c in claims}
+    wrong = {'has conditions, so that a stored number can answer it: name one under `ours`':
+                 {k for k,ours in given.items() if not ours and k in facts and k not in open_ones},
+             'has open conditions, so that no stored number can answer it: say what it needs':
+                 {k for k,ours in given.items() if ours and k in open_ones},
+             'stands there twice': {n for n in names if names.count(n)>1},
              'is not in published.yml': set(names)-set(facts),
              'is in published.yml and has no claim': set(facts)-set(names)}
     for says,which in wrong.items():

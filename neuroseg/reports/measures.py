@@ -6,8 +6,8 @@ Docs: https://neuroseg.github.io/neuroseg/reports/measures.html.md"""
 
 # %% auto #0
 __all__ = ['METRICS', 'WORDS', 'OTHERS', 'WAYS', 'SEP', 'T_975', 'NOT_SAID', 'N_ALL', 'N_OPEN', 'SHARE_TOLERANCE', 'measure',
-           'follow', 'measures', 'tolerance_of', 'unlike', 'same_network', 'Stored', 'look_up', 'as_number',
-           'n_differs', 'mismatches', 'spread_faults', 'measured']
+           'follow', 'name_faults', 'measures', 'tolerance_of', 'unlike', 'same_network', 'Stored', 'look_up',
+           'as_number', 'n_differs', 'mismatches', 'spread_faults', 'measured']
 
 # %% ../../nbs/reports/09_measures.ipynb #98c6d936
 import math
@@ -89,7 +89,22 @@ def follow(
         found = found[key]
     return found
 
-# %% ../../nbs/reports/09_measures.ipynb #2d99725a
+# %% ../../nbs/reports/09_measures.ipynb #9d3af0f0
+def name_faults(
+    path:str, # Of a number
+    conditions:dict, # From `measure`
+)->list[str]: # Phrases
+    "In what a declaration contradicts the name of its number."
+    if conditions['metric']=='count': return []
+    keys, c = path.split(SEP), conditions
+    said = {'statistic': [k for k in keys if k in ('mean', 'median')],
+            'unit': [WAYS[k]['unit'] for k in keys if k in WAYS],
+            'metric': [w for k in keys for w in ('dice', 'iou', 'recall', 'precision', 'loss') if w in k.split('_')]}
+    wrong = [f'{key} {c[key]!r}' for key,words in said.items() if words and words[-1] not in c[key].lower()]
+    of_bar = any(k.startswith('bar_') for k in keys) # The progress bar
+    return wrong + ([f"unit {c['unit']!r}"] if of_bar and 'bar' not in c['unit'] else [])
+
+# %% ../../nbs/reports/09_measures.ipynb #e33039e1
 def _is_number(v): return isinstance(v, (int,float)) and not isinstance(v, bool)
 
 def measures(
@@ -102,7 +117,11 @@ def measures(
         except KeyError: raise ConfigError(f'measures: there is no number at {path!r}') from None
         if not _is_number(at) and not (isinstance(at, dict) and {'sd','n'}<=set(at)):
             raise ConfigError(f'measures: {path!r} is neither a number nor a spread over splits')
-    return {path: measure(path, **conditions) for path,conditions in declared.items()}
+    said = {path: measure(path, **conditions) for path,conditions in declared.items()}
+    for path,conditions in said.items():
+        wrong = name_faults(path, conditions)
+        if wrong: raise ConfigError(f"measures: {path!r} is declared as {', '.join(wrong)}")
+    return said
 
 # %% ../../nbs/reports/09_measures.ipynb #b35f2868
 # 97.5 % quantile of Student's t for 1 to 30 degrees of freedom
