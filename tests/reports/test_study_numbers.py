@@ -250,7 +250,8 @@ def test_fine_tuning(computed):
         comparisons=[dict(arm='fine-tuned', against=a, n=3, base=.79-g, dice=.79, gain=g, gain_lo=g-.01, gain_hi=g+.01,
                           p=p/3, p_holm=p, verdict=v, better=3, worse=0)
                      for a, g, p, v in (('its first network', .09, .012, 'higher'),
-                                        ('from ImageNet', .19, .2, 'undecided'))],
+                                        ('from ImageNet', .19, .2, 'undecided'),
+                                        ('from scratch', .29, .04, 'higher'))],
         curve=[dict(n_patients=k, draw=0, dice=.7+.01*k) for k in (0, 1, 2)],
         forgetting=[dict(cohort=c, arm=a, patient='A', dice=d) for c in ('first', 'new') for a, d in ways.items()],
         shift=[dict(change='as it is', dice=.7), dict(change='smoothed', dice=.71)],
@@ -261,7 +262,8 @@ def test_fine_tuning(computed):
     assert (found.n['split_gives'], found.n['lost']['rehearsal']) == close(.1, .01)
     assert found.headline.startswith('Ten patients of another collection: mean Dice 0.700 as it is, 0.800 after')
     assert ('fine-tuning is better against the network as it is (+0.090, p = 0.012), '
-            'undecided against a start from ImageNet (+0.190, p = 0.2).') in found.answer
+            'undecided against a start from ImageNet (+0.190, p = 0.2), '
+            'better against a start from nothing (+0.290, p = 0.04).') in found.answer
     assert 'For 7 of 10 patients the loss' in found.answer and len(found.answer.split()) <= 125
     said = found.n['measures']
     assert said['arms / fine-tuned / mean']['seeds'] == [0, 1] and said['arms / shipped model / mean']['seeds'] == [0]
