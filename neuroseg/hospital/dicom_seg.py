@@ -6,7 +6,8 @@ Docs: https://neuroseg.github.io/neuroseg/hospital/dicom_seg.html.md"""
 
 # %% auto #0
 __all__ = ['SAME_GRID_MM', 'NAMESPACE', 'MANUFACTURER', 'LABEL', 'LESION_LAB', 'GLIOMA', 'MAY_BE_EMPTY', 'NEEDED',
-           'SERIES_NUMBER', 'SourceSeries', 'source_series', 'derived_uid', 'result_key', 'algorithm', 'seg_dataset']
+           'SHARED_GROUPS', 'SERIES_NUMBER', 'SourceSeries', 'source_series', 'derived_uid', 'result_key', 'algorithm',
+           'seg_dataset']
 
 # %% ../../nbs/hospital/02_dicom_seg.ipynb #1d335a63
 import hashlib, uuid, warnings
@@ -158,6 +159,24 @@ def _complete(images):
         for k in MAY_BE_EMPTY:
             if k not in ds: setattr(ds, k, '' if k!='PatientName' else None)
 
+# %% ../../nbs/hospital/02_dicom_seg.ipynb #1117d17d
+SHARED_GROUPS = ('PixelMeasuresSequence', 'PlaneOrientationSequence')
+
+def _share_geometry(images, thickness_mm):
+    "Put spacing and direction where highdicom looks for them."
+    from pydicom.dataset import Dataset
+    for ds in images:
+        if 'PerFrameFunctionalGroupsSequence' not in ds:
+            if not ds.get('SliceThickness'): ds.SliceThickness = f'{thickness_mm:g}'
+            continue
+        if not ds.get('SharedFunctionalGroupsSequence'): ds.SharedFunctionalGroupsSequence = [Dataset()]
+        for name in SHARED_GROUPS:
+            own = ds.PerFrameFunctionalGroupsSequence[0].get(name)
+            if name not in ds.SharedFunctionalGroupsSequence[0] and own:
+                setattr(ds.SharedFunctionalGroupsSequence[0], name, own)
+        measures = ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        if not measures.get('SliceThickness'): measures.SliceThickness = f'{thickness_mm:g}'
+
 # %% ../../nbs/hospital/02_dicom_seg.ipynb #705f1ace
 SERIES_NUMBER = 9001 # Of the series that a SEG is in; high, so that it follows the scanner's own in a viewer's list
 
@@ -183,6 +202,7 @@ def seg_dataset(
     "The mask of a result as a binary DICOM SEG object of the same patient, examination and frame of reference."
     hd,source = need('highdicom', extra='hospital'), source or source_series(result.files, result.scan)
     _complete(source.images)
+    _share_geometry(source.images, result.scan.spacing_mm[0])
     key = (*result_key(result, source), empty_frames)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning) # of names with one part, which anonymous series have

@@ -1,5 +1,5 @@
 """A listener as a process of its own, senders, and an archive that counts what it gets."""
-import subprocess, sys, threading, time
+import logging, subprocess, sys, threading, time
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from pynetdicom.sop_class import (Comprehensive3DSRStorage, MRImageStorage, Segm
 from neuroseg.hospital.receiver import Address
 from neuroseg.hospital.series import ROOT, write_series
 from neuroseg.scans.stacks import Scan
+
+logging.getLogger('pynetdicom').setLevel(logging.CRITICAL) # a listener that was killed refuses: that is the test
 
 
 def small_study(folder, k, *, n_slices=4, side_px=64):

@@ -46,17 +46,17 @@ def test_thirty_kills_lose_nothing_and_send_nothing_twice(tmp_path, archive):
             time.sleep(rng.random()*4)
     sender = threading.Thread(target=send_all, daemon=True)
     sender.start()
-    died_in = []
+    died_in, log = [], open(tmp_path/'log', 'w')
     for _ in range(KILLS):
-        listener = start_listener(folder, port, archive.address)
+        listener = start_listener(folder, port, archive.address, log=log)
         time.sleep(1+rng.random()*9)
         died_in.append(sorted(set(_states(folder).values())) if (folder/'jobs.sqlite').exists() else [])
         listener.send_signal(signal.SIGKILL)
         listener.wait()
-    listener = start_listener(folder, port, archive.address)
+    listener = start_listener(folder, port, archive.address, log=log)
     try:
         sender.join(300)
-        assert not sender.is_alive()
+        assert not sender.is_alive(), (tmp_path/'log').read_text()[-1000:]
         done = wait_for(lambda: len(_states(folder))==n and set(_states(folder).values())=={'purged'}, 300)
         assert done, _states(folder)
     finally:
