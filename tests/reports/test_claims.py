@@ -5,6 +5,7 @@ import pytest
 from conftest import ROOT, tracked_files
 
 from neuroseg.core import read_json
+from neuroseg.reports.checks import changed_runs
 from neuroseg.reports.claims import VERDICTS, band, check_claims, judge, ledger_text, load_claims, look_up
 from neuroseg.reports.published import load_published
 from neuroseg.reports.stored_run import kept_runs
@@ -97,3 +98,23 @@ def test_command_is_green(tmp_path):
     (tmp_path/'CLAIMS.md').write_text('')
     done = claims(tmp_path)
     assert done.returncode == 1 and 'CLAIMS.md is not what the ledger gives' in done.stdout
+
+
+@pytest.mark.parametrize('run,table,column', [('20_exploration/cpu', 'patients', 'n_slices'),
+                                              ('23_learner/cpu', 'patients', 'dice'),
+                                              ('29_speed_run/cpu', 'patients', 'dice')])
+def test_one_digit_in_a_real_table(tmp_path, run, table, column):
+    "The second digit after the point, or of a count, in the first row."
+    study = run.partition('/')[0]
+    (tmp_path/'nbs/studies').mkdir(parents=True)
+    shutil.copy(ROOT/f'nbs/studies/{study}.ipynb', tmp_path/'nbs/studies')
+    shutil.copytree(ROOT/'reports'/run, tmp_path/'reports'/run)
+    before = changed_runs(tmp_path)
+    file = tmp_path/f'reports/{run}/{table}.csv'
+    head, first, rest = file.read_text(encoding='utf-8').split('\n', 2)
+    cells, i = first.split(','), head.split(',').index(column)
+    at = cells[i].find('.') + 2
+    cells[i] = cells[i][:at] + str((int(cells[i][at])+1) % 10) + cells[i][at+1:]
+    file.write_text('\n'.join([head, ','.join(cells), rest]), encoding='utf-8')
+    fault = f'{run}: summary.json is not what its tables give; run the study again'
+    assert fault in changed_runs(tmp_path) and fault not in before
