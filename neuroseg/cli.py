@@ -12,7 +12,7 @@ __all__ = ['FAILED', 'INTERRUPTED', 'TERMINATED', 'COMMANDS', 'RAW', 'GROUPS', '
            'privacy_check', 'listen', 'fetch_study', 'app', 'model']
 
 # %% ../nbs/01_cli.ipynb #c003
-import argparse, contextlib, getpass, json, os, signal, sys, tempfile, warnings
+import argparse, contextlib, getpass, json, os, re, signal, sys, tempfile, warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -175,6 +175,12 @@ def _count(text, low=1, high=2**31-1):
 
 def _seed(text): return _count(text, low=0)
 
+def _model_name(text):
+    "A name of files: letters, digits and `. _ -`."
+    if not re.fullmatch(r'\w[\w.-]{0,99}', text, re.ASCII):
+        raise argparse.ArgumentTypeError(f'{text!r} is no name of a file; use letters, digits, and . _ - only')
+    return text
+
 # %% ../nbs/01_cli.ipynb #c043
 MODEL = arg('--model', metavar='CARD', help='card (.json) of your own model, or the name of a shipped one')
 THREADS = arg('--threads', type=_count, metavar='N', help='processor threads (default: one per core)')
@@ -183,7 +189,7 @@ PRIVATE = arg('--private', action='store_true', default=None, help='treat the co
 LAYOUT = arg('--layout', choices=('lgg','hospital','nifti'), help='layout of the folder (default: detected)')
 COHORT = arg('cohort', metavar='COHORT', help='folder of a cohort with masks')
 RUN = arg('-o', '--out', required=True, metavar='RUN', help='folder of the run; the same one again resumes it')
-NAME = arg('--name', default='model', help='name of the model and its files (default: model)')
+NAME = arg('--name', default='model', type=_model_name, help='name of the model and its files (default: model)')
 TRAINING = dict(extra='train', needs=('torch', 'fastai.basics', 'monai'))
 
 # %% ../nbs/01_cli.ipynb #c046
@@ -220,6 +226,13 @@ def _predict_series(args, how):
     return predict_case(segmenter, found_at(study, Path(args.inputs[0]), study.name), Path(args.out)/study.name, **how)
 
 # %% ../nbs/01_cli.ipynb #c048
+def _also(args):
+    "What `predict` writes beside the usual files: DICOM objects, where they are wanted."
+    if not (args.dicom_seg or args.dicom_sr): return ()
+    need('highdicom', extra='hospital')
+    from neuroseg.hospital.dicom_sr import write_dicom
+    return [partial(write_dicom, seg=args.dicom_seg, sr=args.dicom_sr, empty_frames=args.empty_frames)]
+
 @command('predict',
     arg('inputs', nargs='*', metavar='INPUT',
         help='slice (PNG, TIFF, JPEG), folder of slices, NIfTI volume, DICOM folder, or a folder of such'),
@@ -233,6 +246,9 @@ def _predict_series(args, how):
     arg('--as', dest='roles', action='append', default=[], choices=('flair','pre','post'),
         help='what that series is: flair, pre (T1 before contrast), post (T1 after contrast)'),
     arg('--replace', action='store_true', help='replace results of other scans in OUT, too'), THREADS,
+    arg('--dicom-seg', action='store_true', help='also write the mask as DICOM SEG (for DICOM input)'),
+    arg('--dicom-sr', action='store_true', help='also write the measurements as DICOM SR (for DICOM input)'),
+    arg('--empty-frames', action='store_true', help='store slices without tumour in the SEG, too'),
     example='''neuroseg predict scan.nii.gz -o out
 neuroseg predict patient_1/ patient_2/ -o out
 neuroseg predict a.nii.gz b.nii.gz --sequences flair,post -o out
@@ -247,7 +263,7 @@ def predict(args):
     for cohort in filter(None, map(marked_above, args.inputs)): check_place(args.out, cohort)
     if args.sample: args.inputs.append(sample_path())
     how = dict(model=args.model, threads=args.threads, threshold=args.threshold, flips=args.flips,
-               replace=args.replace)
+               replace=args.replace, also=_also(args))
     if args.series or args.roles: return _print_reports([_predict_series(args, how)])
     if args.sequences: return _print_reports([predict_named(args.inputs, args.sequences, args.out, **how)])
     return _print_reports(predict_cases(args.inputs, args.out, progress=sys.stderr.isatty(), **how))

@@ -337,7 +337,7 @@ def train_seeds(
 )->list: # The files of results, `seed_N.npz`
     "Run the thesis' plan with several seeds at the same time."
     out, threads = Path(out), max(1, (os.cpu_count() or 1)//len(seeds))
-    unpack(packed) # a bad file is refused before any process starts
+    unpack(packed), thesis_plan(seeds[0], settings) # a bad file or setting is refused before anything is made
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         options = dict(runs=runs or scratch, minutes=minutes, settings=settings, threads=threads)
