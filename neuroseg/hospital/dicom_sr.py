@@ -6,10 +6,11 @@ Docs: https://neuroseg.github.io/neuroseg/hospital/dicom_sr.html.md"""
 
 # %% auto #0
 __all__ = ['SCHEME', 'EXPECTED_DICE', 'N_COMPONENTS', 'INTENDED_USE', 'RESEARCH', 'MILLILITRE', 'DEVICE', 'SR_SERIES_NUMBER',
-           'measured', 'sr_dataset']
+           'measured', 'sr_dataset', 'write_dicom']
 
-# %% ../../nbs/hospital/03_dicom_sr.ipynb #3d9388f2
+# %% ../../nbs/hospital/03_dicom_sr.ipynb #62ff498b
 import math, warnings
+from pathlib import Path
 
 from ..core import need
 from ..segmentation.measurements import lesion_diameters
@@ -97,3 +98,18 @@ def sr_dataset(
         return sr.Comprehensive3DSR(evidence=[*source.images, seg], content=report[0], is_complete=False,
                                     is_final=False, is_verified=False, series_number=SR_SERIES_NUMBER,
                                     **_identity(result, 'measurements', source, (*key, seg.SOPInstanceUID)))
+
+# %% ../../nbs/hospital/03_dicom_sr.ipynb #7b9e6777
+def write_dicom(
+    result:Segmentation, # Of a DICOM series
+    folder, # Of the result
+    *,
+    seg:bool=True, # Write `seg.dcm`
+    sr:bool=False, # Write `sr.dcm`
+    empty_frames:bool=False, # Also store slices without tumour in the SEG
+):
+    "Write a result's DICOM objects into its folder."
+    source = source_series(result.files, result.scan)
+    mask = seg_dataset(result, empty_frames=empty_frames, source=source)
+    if seg: mask.save_as(Path(folder)/'seg.dcm', enforce_file_format=True)
+    if sr: sr_dataset(result, seg=mask, source=source).save_as(Path(folder)/'sr.dcm', enforce_file_format=True)

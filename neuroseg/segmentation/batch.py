@@ -31,6 +31,7 @@ def predict_case(
     folder:Path, # For its result
     *,
     replace:bool=False, # Whether the result of another scan may be replaced
+    also=(), # As `Segmentation.save` takes it
     **kwargs, # Passed to `Segmenter.segment`
 )->dict: # The report, or `case` and `error`
     "Segment one scan and save the result; a fault of the input, the disk or the memory is returned as `error`."
@@ -38,7 +39,7 @@ def predict_case(
         _refuse_mask(found)
         result = segmenter.segment(found.source, **kwargs)
         result.warnings = [*map(as_message, found.notes), *result.warnings]
-        return result.save(folder, replace=replace)
+        return result.save(folder, replace=replace, also=also)
     except NeurosegError as e: return dict(case=folder.name, error=str(e))
     except MemoryError:
         return dict(case=folder.name, error=f'`{folder.name}` needs more memory than there is; crop it, or close other '
@@ -102,6 +103,7 @@ def predict_cases(
     threshold:float|None=None, # Above which a voxel is tumour; by default the card's
     flips:bool|None=None, # Average with the prediction for the mirrored scan; by default as the card says
     replace:bool=False, # Whether results of other scans in `out` may be replaced
+    also=(), # As `Segmentation.save` takes it
     progress:bool=False, # Show a bar
 )->list: # A report a case; that of a case that failed has the key `error`
     "Segment many scans; a scan that cannot be read does not stop the others. `cases.csv` lists them."
@@ -112,7 +114,7 @@ def predict_cases(
     if progress and len(found)>1:
         from tqdm.auto import tqdm
         found = tqdm(found, desc='predict', unit='case')
-    how,reports = dict(threshold=threshold, flips=flips, replace=replace), []
+    how,reports = dict(threshold=threshold, flips=flips, replace=replace, also=also), []
     try:
         for f,name in zip(found, names): reports.append(_attempt(segmenter, f, out/name, how))
     finally:

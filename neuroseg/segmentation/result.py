@@ -200,7 +200,7 @@ def report(self:Segmentation,
         warnings=[jsonable(as_message(w).facts) for w in self.warnings], neuroseg=neuroseg.__version__, notice=NOTICE)
 
 # %% ../../nbs/segmentation/06_result.ipynb #c052
-RESULT_FILES = re.compile(r'mask\.nii\.gz|mask\.png|masks(/.+_mask\.png)?|preview\.png|report\.json')
+RESULT_FILES = re.compile(r'mask\.nii\.gz|mask\.png|masks(/.+_mask\.png)?|preview\.png|report\.json|(seg|sr)\.dcm')
 
 # %% ../../nbs/segmentation/06_result.ipynb #c054
 def replaceable(
@@ -227,6 +227,7 @@ def save(self:Segmentation,
     *,
     case:str|None=None, # Name of the case; by default the name of the folder
     replace:bool=False, # Whether the result of another scan may be replaced
+    also=(), # Functions of the result and its folder that write further files
 )->dict: # The report
     "Write mask, preview and report, all or nothing; `OutputError` where that is not possible."
     folder,scan = Path(folder).absolute(), self.scan
@@ -241,5 +242,6 @@ def save(self:Segmentation,
             for name,m in zip(scan.names, self.mask): write_mask_png(tmp/'masks'/f'{name}_mask.png', m)
         caption = f'{self.card.name} {self.card.version}. {NOTICE}'
         preview(scan, self.mask, caption=caption).save(tmp/'preview.png')
+        for write in also: write(self, tmp)
         write_json(tmp/'report.json', said)
     return said
