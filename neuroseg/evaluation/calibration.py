@@ -98,6 +98,7 @@ def negative_log_likelihood(
     x = total/n/temperature
     return float((n*np.logaddexp(0, x) - positives*x).sum()/n.sum())
 
+# %% ../../nbs/evaluation/07_calibration.ipynb #43281123
 TEMPERATURES = np.exp(np.linspace(math.log(.25), math.log(4), 401)) # That are tried
 
 def fit_temperature(
@@ -106,6 +107,7 @@ def fit_temperature(
     "The temperature of least negative log-likelihood."
     return float(min(TEMPERATURES, key=lambda t: negative_log_likelihood(counts, t)))
 
+# %% ../../nbs/evaluation/07_calibration.ipynb #7176fb7e
 def with_temperature(
     prob, # Probabilities in [0, 1], any shape
     temperature:float, # Above 0
@@ -132,6 +134,7 @@ def volume_ratio(
     "Predicted over true volume, each patient counting once; one voxel is added to both, for empty masks."
     return np.exp(np.mean(np.log((np.asarray(pred_px)+1)/(np.asarray(true_px)+1)), -1))
 
+# %% ../../nbs/evaluation/07_calibration.ipynb #5acb9043
 def volume_threshold(
     rows:list, # Of one patient and threshold each: threshold, pred_px, true_px
 )->float: # One of the thresholds

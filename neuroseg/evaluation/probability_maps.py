@@ -34,6 +34,7 @@ def to_levels(
     if not ((prob>=0) & (prob<=1)).all(): raise InputError('a probability lies outside 0 to 1; give those of a network')
     return np.ceil(prob*n_levels).astype(np.uint16 if n_levels>255 else np.uint8)
 
+# %% ../../nbs/evaluation/09_probability_maps.ipynb #f9dfa389
 def from_levels(
     levels:np.ndarray, # uint16 or uint8, from `to_levels`
 )->np.ndarray: # float32; at most half a level (8e-6, or 0.002) from the probability, 0 stays 0
@@ -41,6 +42,7 @@ def from_levels(
     n = LEVELS if levels.dtype==np.uint16 else MEMBER_LEVELS
     return ((levels.astype(np.float32)-.5)/n).clip(0, 1)
 
+# %% ../../nbs/evaluation/09_probability_maps.ipynb #1b1da1b8
 def above(
     levels:np.ndarray, # uint16 or uint8, from `to_levels`
     threshold:float, # Between 0 and 1, with at most three decimals for uint16
@@ -103,6 +105,7 @@ def _read_map(folder, row, fold):
         targ = np.unpackbits(held['targ'], count=levels.size).astype(bool).reshape(levels.shape)
         return CaseMap(row['patient'], row['input'], levels, targ, held['member_levels'], spacing or None, fold)
 
+# %% ../../nbs/evaluation/09_probability_maps.ipynb #fd4094fe
 def map_table(
     run, # Folder of a cross-validation (with `fold_0`, `fold_1`...) or of one fold
 )->list[dict]: # Rows of all `maps.csv`, with fold and folder
@@ -114,6 +117,7 @@ def map_table(
     def fold_of(folder): return int(folder.name[5:]) if folder.name.startswith('fold_') else None
     return [r | dict(fold=fold_of(f.parent), folder=f.parent) for f in folds for r in read_rows(f)]
 
+# %% ../../nbs/evaluation/09_probability_maps.ipynb #335142e3
 def load_maps(
     run, # Folder of a cross-validation or of one fold
     input:str|None='all sequences', # Or 'FLAIR only'; None: both
@@ -171,6 +175,7 @@ def near_edge(
             if 0<i*i+j*j<=px*px: near |= padded[:, r+i:r+i+h, r+j:r+j+w]!=mask
     return near
 
+# %% ../../nbs/evaluation/09_probability_maps.ipynb #4684116b
 @patch
 def edge_row(self:CaseMap,
     threshold:float, # Above which a voxel is tumour

@@ -22,6 +22,7 @@ MAX_DRAWS = 2_000_000 # Numbers drawn at a time, to bound memory
 MIN_VALUES = 5 # Fewer patients: an interval is the whole range that the value can have
 ANYTHING = (-math.inf, math.inf) # Range of a value without bounds
 
+# %% ../../nbs/evaluation/02_statistics.ipynb #96f47fcb
 def _patient_values(values):
     "One number a patient as an array; NaN are refused."
     values = np.asarray(values, float)
@@ -33,6 +34,7 @@ def _patient_values(values):
                          'replace or leave them out before computing an interval')
     return values
 
+# %% ../../nbs/evaluation/02_statistics.ipynb #bf257984
 def _check_level(level):
     if not 0 < level < 1: raise ConfigError(f'level={level} must lie between 0 and 1; give a share such as .95')
 
@@ -51,6 +53,7 @@ def _errors_in_sd(draws, axis):
     spread = np.sqrt((np.square(draws).mean(axis) - mean**2).clip(0))
     return np.divide(mean, spread, out=np.full_like(mean, math.nan), where=spread>1e-6)
 
+# %% ../../nbs/evaluation/02_statistics.ipynb #a6a46060
 def mean_ci(
     values, # One number a patient `(n,)`; NaN are refused
     *,
@@ -109,6 +112,7 @@ def _bca_levels(whole, draws, left_out, level):
     ends = [bias+normal.inv_cdf(p) for p in ((1-level)/2, (1+level)/2)]
     return [normal.cdf(bias + z/(1-acceleration*z)) for z in ends]
 
+# %% ../../nbs/evaluation/02_statistics.ipynb #a80bbf3a
 def bootstrap_ci(
     values, # A patient's number or numbers a row, `(n,)` or `(n,columns)`
     stat, # Takes draws `(k,n)` or `(k,n,columns)` and `axis=1`, gives `(k,)`

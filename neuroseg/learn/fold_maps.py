@@ -18,7 +18,6 @@ from ..core import read_json, RunError
 from ..segmentation.network import prob_volume
 from ..segmentation.result import Segmenter
 from ..cohorts.cases import load_case, patient_id
-from ..cohorts.tables import read_rows
 from ..cohorts.privacy import pseudonym
 from ..cohorts.cohort import Cohort
 from ..evaluation.scores import evaluate_case, flair_alone
@@ -39,6 +38,7 @@ def fold_model(
         raise RunError(f'`{run.name}` is not finished; let `cross_validate` finish it, then call this again')
     return run/'model'/f"{read_json(run/'run.json')['params']['name']}.json"
 
+# %% ../../nbs/learn/16_fold_maps.ipynb #e594c525
 class MemberNet:
     "One network of a model, from its training, with the weights as the exported model stores them."
     def __init__(self,
@@ -53,6 +53,7 @@ class MemberNet:
         with torch.no_grad(): return self.net(torch.from_numpy(x))[:,0].sigmoid().numpy()
     def prob(self, scan): return prob_volume(self.run, scan, self.prep, bs=8) # float32 `(Z,Y,X)`
 
+# %% ../../nbs/learn/16_fold_maps.ipynb #37cf4f36
 def fold_members(
     run, # Folder of a finished fold
 )->list[MemberNet]:
@@ -89,6 +90,7 @@ def _write_fold(cohort, fold, out, *, threads, progress):
         rows += [write_map(out.folder, m) for m in maps]
     out.stored_table(f'{MAPS}.csv', rows)
 
+# %% ../../nbs/learn/16_fold_maps.ipynb #6652c891
 def write_fold_maps(
     folder, # Of the cohort that was cross-validated, or a `Cohort`
     runs, # Folder of the cross-validation

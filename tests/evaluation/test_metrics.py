@@ -399,7 +399,8 @@ SKEWED = 1-np.random.default_rng(5).gamma(.7, .2, 400).clip(0, 1) # Dice-like: a
 def test_the_mean_is_covered_more_often_than_by_percentiles(n, least):
     def percentile(v): return bootstrap_percentiles(v)
     def studentised(v): return mean_ci(v, n_boot=400, within=(0,1))
-    plain, better = (simulated_coverage(SKEWED, f, SKEWED.mean(), n=n, n_samples=400) for f in (percentile, studentised))
+    plain, better = (simulated_coverage(SKEWED, f, SKEWED.mean(), n=n, n_samples=400)
+                     for f in (percentile, studentised))
     assert better['coverage']>least and better['coverage']>=plain['coverage'] and better['too_high']<plain['too_high']
 
 def bootstrap_percentiles(v):

@@ -166,7 +166,8 @@ def test_learner(computed):
 def test_learner_from_maps(computed):
     "Masks are a fifth too large at 0.4 and of the right size at 0.5; 60 of 100 wrong voxels lie at the edge."
     cases = [dict(fold=k, patient=p) for k, p in ((0, 'A'), (0, 'B'), (1, 'C'), (1, 'D'), (1, 'E'))]
-    base = dict(dice=.8, precision=.9, recall=.8, confidence=.95, true_px=99, pred_px=119, quoted_ten=0, institution='X')
+    base = dict(dice=.8, precision=.9, recall=.8, confidence=.95, true_px=99, pred_px=119, quoted_ten=0,
+                institution='X')
     kinds = ('all sequences', 'FLAIR only')
     found = computed('23',
         patients=[c | base | dict(input=kind) for kind in kinds for c in cases],
