@@ -100,9 +100,11 @@ def place_warnings(
     apart = float(np.linalg.norm(_corners(sform, shape)-_corners(qform, shape), axis=1).max())
     if apart<=APART_MM: return []
     mirrored = np.linalg.det(sform[:3,:3])*np.linalg.det(qform[:3,:3])<0
-    template = 'sform and qform of `{name}` put its corners up to {apart_mm:.1f} mm apart; the sform was used'
-    if mirrored: template += '. They exchange left and right: do not trust the side of the lesion'
-    return [Message('sides_disagree' if mirrored else 'places_disagree', template, name=name, apart_mm=apart)]
+    if mirrored:
+        return [Message('sides_disagree', 'sform and qform of `{name}` exchange left and right, and put its corners up '
+                        'to {apart_mm:.1f} mm apart: do not trust the side of the lesion', name=name, apart_mm=apart)]
+    return [Message('places_disagree', 'sform and qform of `{name}` put its corners up to {apart_mm:.1f} mm apart; the '
+                    'sform was used', name=name, apart_mm=apart)]
 
 # %% ../../nbs/scans/16_nifti_geometry.ipynb #dbecf772
 def geometry_warnings(

@@ -8,7 +8,8 @@ Docs: https://neuroseg.github.io/neuroseg/scans/pictures.html.md"""
 __all__ = ['MASK_WORDS', 'MASK_NAME', 'NIFTI_NAME', 'SEQUENCES', 'SEQUENCE_WORDS', 'OTHER_WORDS', 'TREATMENT', 'TIME_WORDS',
            'CLUTTER', 'MAX_PX', 'MAX_VOXELS', 'DECODE_ERRORS', 'DECODERS', 'FORMATS', 'IMAGE_ENDINGS', 'READ_AT_ONCE',
            'natural_key', 'is_nifti', 'stem', 'is_mask', 'slice_number', 'sequence_in', 'guess_sequence',
-           'is_other_series', 'patient_part', 'is_clutter', 'decoding', 'folder_entries', 'read_pages', 'read_image']
+           'is_other_series', 'patient_part', 'is_clutter', 'decoding', 'shown', 'folder_entries', 'read_pages',
+           'read_image']
 
 # %% ../../nbs/scans/01_pictures.ipynb #c003
 import contextlib, re, struct, warnings, zlib
@@ -173,6 +174,13 @@ def decoding(
         raise InputError(Message('unreadable', '`{name}` cannot be read as {kind} ({why}); export it again', 'error',
                                  name=name, kind=kind, why=_why(e, path))) from e
 
+# %% ../../nbs/scans/01_pictures.ipynb #4bae55f3
+def shown(
+    paths:list, # Files or folders
+)->str: # At most three names
+    "Names for a message."
+    return ', '.join(Path(p).name for p in paths[:3]) + ('...' if paths[3:] else '')
+
 # %% ../../nbs/scans/01_pictures.ipynb #c6ff7365
 def folder_entries(
     folder, # A folder
@@ -180,14 +188,13 @@ def folder_entries(
     "What is in a folder, without the files that the system added and those that are hidden."
     folder = Path(folder)
     with decoding(folder, 'a folder'): inside = sorted(folder.iterdir(), key=natural_key)
-    def left(found, code, template):
-        shown = ', '.join(p.name for p in found[:3]) + ('...' if found[3:] else '')
-        return [Message(code, template, 'note', names=shown, n=len(found))] if found else []
     system = [p for p in inside if is_clutter(p)]
     hidden = [p for p in inside if p.name.startswith('.') and p not in system]
     kept = [p for p in inside if p not in system and p not in hidden]
-    notes = left(system, 'system_files', '{n} file(s) or folder(s) of the operating system are left out: {names}')
-    notes += left(hidden, 'hidden_files', '{n} hidden file(s) or folder(s) are left out: {names}')
+    notes = [Message('system_files', '{n} file(s) or folder(s) of the operating system are left out: {names}', 'note',
+                     n=len(system), names=shown(system))] if system else []
+    notes += [Message('hidden_files', '{n} hidden file(s) or folder(s) are left out: {names}', 'note', n=len(hidden),
+                      names=shown(hidden))] if hidden else []
     # A link to nothing counts as a file, so that reading it ends in an error that names it
     files = [p for p in kept if p.is_file() or p.is_symlink() and not p.is_dir()]
     return files, [p for p in kept if p.is_dir()], notes
