@@ -502,7 +502,7 @@ def figures(args):
     arg('--write', action='store_true', help='write CLAIMS.md first'),
     extra='reproduce', needs=('pandas', 'yaml'), example='neuroseg claims')
 def claims(args):
-    "recompute every verdict of the ledger of claims from the stored runs; exit code 1 if one disagrees"
+    "judge each published number by the stored runs, and check runs and pages; exit code 1 if one is wrong"
     from neuroseg.reports.claims import check_claims, load_claims, write_ledger
     if args.write: print('written:', os.path.relpath(write_ledger()))
     faults = check_claims()
@@ -604,7 +604,7 @@ def _listener(args):
     archive = args.to and _archive(args.to)
     if archive: archive.calling = args.at.aet
     return Listener(Path(args.folder), args.at, tuple(args.senders.split(',')), archive, args.ask, args.quiet,
-                    keep=args.keep, model=args.model, threads=args.threads)
+                    keep=args.keep, deidentify=args.deidentify, model=args.model, threads=args.threads)
 
 # %% ../nbs/01_cli.ipynb #h505
 @command('listen',
@@ -617,6 +617,7 @@ def _listener(args):
     arg('--quiet', type=float, default=30., metavar='S',
         help='seconds without a new slice after which a study is complete (default: 30)'),
     arg('--keep', action='store_true', help='keep received slices after the archive has the results'),
+    arg('--deidentify', action='store_true', help='keep de-identified studies and send nothing back (not with --to)'),
     arg('--status', action='store_true', help='print the state as JSON and exit'), MODEL, THREADS,
     extra='hospital', needs=('pynetdicom', 'highdicom', 'dicomweb_client'),
     example='''neuroseg listen inbox --from MR1,PACS --to PACS@127.0.0.1:4242
@@ -635,14 +636,17 @@ def listen(args):
     arg('archive', metavar='URL', help='address of the DICOMweb service, https://...'),
     arg('study', metavar='UID', help='StudyInstanceUID'),
     arg('-o', '--out', required=True, metavar='DIR', help='new folder for the files'),
+    arg('--deidentify', action='store_true', help="remove what names the patient, by the standard's basic profile"),
     extra='hospital', needs=('dicomweb_client',),
     example='neuroseg fetch-study https://pacs.hospital.example/dicom-web 1.2.840.113619.2.1 -o study')
 def fetch_study(args):
     "fetch a study from an archive by DICOMweb"
     from tqdm.auto import tqdm
+    from neuroseg.hospital.deidentify import deidentify
     from neuroseg.hospital.dicomweb import WebArchive, fetch_study as fetch
+    change = partial(deidentify, key=os.urandom(32)) if args.deidentify else None
     with tqdm(desc='fetch', unit='object', disable=not sys.stderr.isatty()) as bar:
-        n = fetch(WebArchive(args.archive), args.study, args.out, on_progress=lambda n: bar.update(n-bar.n))
+        n = fetch(WebArchive(args.archive), args.study, args.out, on_progress=lambda n: bar.update(n-bar.n), change=change)
     print(f'{n} objects in {args.out}')
 
 # %% ../nbs/01_cli.ipynb #c108

@@ -77,10 +77,11 @@ def web_holds(
 # %% ../../nbs/hospital/07_dicomweb.ipynb #9bd97a9b
 MAX_STUDY_OBJECTS, MAX_STUDY_BYTES = 20_000, 8_000_000_000
 
-def _write(ds, folder, n):
+def _write(ds, folder, n, change):
     "Write one object of a study; returns its bytes."
     path = folder/f'{n:05d}.dcm'
     ds.save_as(path, enforce_file_format=True)
+    if change: path.write_bytes(change(path.read_bytes()))
     return path.stat().st_size
 
 def fetch_study(
@@ -89,12 +90,13 @@ def fetch_study(
     folder, # New: for the files
     *,
     on_progress=None, # Called with the number of objects fetched so far
+    change=None, # Function of the bytes of an object that gives those to keep, such as `deidentify`
 )->int: # Objects
     "Fetch every object of a study by WADO-RS."
     size, n = 0, 0
     with atomic_dir(Path(folder).absolute()) as tmp, _answering(archive, 'a study was fetched') as client:
         for n,ds in enumerate(client.iter_study(study), 1):
-            size += _write(ds, tmp, n)
+            size += _write(ds, tmp, n, change)
             if n>MAX_STUDY_OBJECTS or size>MAX_STUDY_BYTES:
                 raise InputError(f'the study is larger than {MAX_STUDY_OBJECTS:,} objects or '
                                  f'{MAX_STUDY_BYTES/1e9:g} GB; fetch a single series')

@@ -238,14 +238,18 @@ def recover(self:Jobs)->int: # Studies that are segmented again
     with self.open() as db:
         return db.execute("update study set state='complete' where state='running'").rowcount
 
-# %% ../../nbs/hospital/04_jobs.ipynb #5dc12e5a
+# %% ../../nbs/hospital/04_jobs.ipynb #bf46f3c7
+@patch
+def secret(self:Jobs)->bytes: # 32 random bytes, made with the database
+    "The key of the pseudonyms."
+    with self.open() as db: return db.execute('select value from secret').fetchone()['value']
+
 @patch
 def pseudonym(self:Jobs,
     study:str, # StudyInstanceUID
 )->str: # Eight letters and digits
     "The name of a study in logs."
-    with self.open() as db: key = db.execute('select value from secret').fetchone()['value']
-    return hmac.new(key, study.encode(), hashlib.sha256).hexdigest()[:8]
+    return hmac.new(self.secret(), study.encode(), hashlib.sha256).hexdigest()[:8]
 
 @patch
 def status(self:Jobs)->dict: # JSON-ready, without identifiers

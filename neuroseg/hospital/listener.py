@@ -10,12 +10,14 @@ __all__ = ['PAUSE_S', 'Listener', 'without_uids']
 # %% ../../nbs/hospital/09_listener.ipynb #875c615d
 import re, shutil, sys, threading, time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..core import atomic_dir, NeurosegError, OutputError
+from ..core import atomic_dir, ConfigError, NeurosegError, OutputError
 from ..segmentation.result import Segmenter
+from .deidentify import deidentify
 from .delivery import Archive, deliver
 from .dicom_seg import seg_dataset, source_series
 from .dicom_sr import sr_dataset
@@ -41,6 +43,9 @@ class Listener:
     clock:object=time.time
     stopping:threading.Event=field(default_factory=threading.Event)
     def __post_init__(self):
+        if self.deidentify and self.archive:
+            raise ConfigError('a de-identified study belongs to no examination of the archive; '
+                              'leave either the archive or de-identification out')
         self.jobs = Jobs(self.folder, clock=self.clock)
         self.segmenter = Segmenter(self.model, threads=self.threads)
 
@@ -153,7 +158,8 @@ def run(self:Listener):
     self.sweep()
     commitments = Commitments()
     if self.archive and self.archive.commitments is None: self.archive.commitments = commitments
-    server = serve(self.jobs, self.receive_at, senders=self.senders, commitments=commitments)
+    change = partial(deidentify, key=self.jobs.secret()) if self.deidentify else None
+    server = serve(self.jobs, self.receive_at, senders=self.senders, commitments=commitments, change=change)
     try:
         first = True
         while not self.stopping.is_set():

@@ -65,8 +65,11 @@ def take(
     *,
     sender:str, # AE title
     least_free:int=LEAST_FREE_BYTES, # Bytes that stay free on the disk
+    change=None, # Function of the bytes that gives those to keep, such as `deidentify`
 )->int: # Status of the answer
     "Keep one object: on disk first, then in the database."
+    try: content = change(content) if change and object_uids(content) else content
+    except OutputError: return NOT_UNDERSTOOD
     uids = object_uids(content)
     if uids is None or len(content)>MAX_OBJECT_BYTES: return NOT_UNDERSTOOD
     if jobs.knows(uids[2]): return SUCCESS # sent again, because an answer was lost
@@ -97,11 +100,11 @@ TIMEOUT_S = 60. # Of a silent association
 
 COMMITMENT = '1.2.840.10008.1.20.1' # Storage Commitment Push Model
 
-def _handlers(jobs, least_free, commitments):
+def _handlers(jobs, commitments, **how):
     "What is done for each event of the network."
     from pynetdicom import evt
     def stored(event):
-        return take(jobs, event.encoded_dataset(), sender=event.assoc.requestor.ae_title.strip(), least_free=least_free)
+        return take(jobs, event.encoded_dataset(), sender=event.assoc.requestor.ae_title.strip(), **how)
     on = [(evt.EVT_C_STORE, stored), (evt.EVT_C_ECHO, lambda event: SUCCESS)]
     return on + ([(evt.EVT_N_EVENT_REPORT, commitments.report)] if commitments else [])
 
@@ -127,11 +130,12 @@ def serve(
     senders, # AE titles that are accepted
     least_free:int=LEAST_FREE_BYTES, # Bytes that stay free on the disk
     commitments=None, # `dimse.Commitments`, for answers to requests for storage commitment
+    change=None, # As `take` takes it
 ): # pynetdicom's server; `shutdown()` ends it
     "Start to receive in the background."
     if not senders: raise ConfigError('no sender is on the list; name the AE titles that may send')
     ae = _entity(address.aet, senders)
-    on = _handlers(jobs, least_free, commitments)
+    on = _handlers(jobs, commitments, least_free=least_free, change=change)
     try: return ae.start_server((address.host, address.port), block=False, evt_handlers=on)
     except OSError as e:
         raise ConfigError(f'port {address.port} of {address.host} cannot be used ({e.strerror}); choose another') from e
