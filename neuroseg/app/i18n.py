@@ -110,6 +110,12 @@ TEXTS |= dict(
     cancel='Cancel',
     cancelled='Cancelled. Nothing was kept.',
     again='Start again',
+    series_head='Series of this study: what is segmented',
+    series_as='{title} is taken for',
+    series_none='not used',
+    series_refused='cannot be used',
+    series_use='Segment',
+    series_unclear='Choose one FLAIR for each examination, and T1 and T1 contrast at most once.',
 )
 
 # %% ../../nbs/app/03_i18n.ipynb #c033

@@ -20,7 +20,7 @@ if __name__=='__main__' and 'streamlit.runtime' in sys.modules and sys.modules['
 
 # %% ../../nbs/app/09_main.ipynb #c004
 import csv, io, os, tempfile, threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from .views import RED
 from .pdf_report import model_facts
 from .session import segment_found, segment_uploads, turn
 from .serving import prepare_server
+from .series_choice import choose_series
 from .visit import choose_language, errors_shown, f, language, safe_text, t
 from .viewer import show_scan
 
@@ -112,10 +113,13 @@ class Choice:
     together:bool=True # Whether several pictures are slices of one scan
     frames:tuple=(1,None) # First and last frame of a video
     sample:bool=False # The built-in sample
+    named:tuple=() # SeriesInstanceUID and role of the DICOM series that the visitor chose
     @property
     def key(self): # Hashable; None without a choice
         "What a result belongs to."
-        if self.uploads: return tuple(u.file_id for u in self.uploads), self.together, self.frames
+        if self.uploads:
+            chosen = (self.named,) if self.named else ()
+            return tuple(u.file_id for u in self.uploads), self.together, self.frames, *chosen
         return 'sample' if self.sample else None
 
 # %% ../../nbs/app/09_main.ipynb #c027
@@ -160,7 +164,7 @@ def segment_choice(
     def _on_progress(share, name): bar.progress(min(share, 1.), t('segmenting', what=name))
     if choice.uploads:
         return segment_uploads(segmenter, choice.uploads, together=choice.together, frames=choice.frames,
-                               on_progress=_on_progress)
+                               named=dict(choice.named), on_progress=_on_progress)
     name = t('sample_name')
     sample = Found(sample_path(), ('sample',))
     return [segment_found(segmenter, sample, name, on_progress=lambda share: _on_progress(share, name))], []
@@ -244,7 +248,9 @@ def page_content():
     except NeurosegError as e: return st.error(safe_text(e.message))
     own,choice = sidebar(card), choose_scan()
     if not own and not LOADED: threading.Thread(target=load_ahead, args=(card,), daemon=True).start()
-    results,refusals = current_results(own, card, choice)
+    named = choose_series(choice.uploads)
+    if named is None: return # the visitor chooses among the series of a DICOM study first
+    results,refusals = current_results(own, card, replace(choice, named=tuple(named.items())))
     for r in refusals: st.error(safe_text(r))
     if not results: return _start(choice, refusals)
     names = [r.name for r in results]

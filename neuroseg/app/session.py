@@ -11,13 +11,14 @@ __all__ = ['RESULTS', 'AT_ONCE', 'GATE', 'SCORES', 'Result', 'segment_found', 't
 # %% ../../nbs/app/05_session.ipynb #c003
 import io, tempfile, threading, zipfile
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 from ..core import Message, NeurosegError, read_json, sha256_file, write_json
+from ..scans.dicom_index import Study
 from ..scans.reading import Found, input_files
 from ..segmentation.result import Segmentation, Segmenter
 from ..evaluation.metrics import hd95_mm, score_case
@@ -101,10 +102,16 @@ def _attempt(segmenter, found, name, **kwargs):
     except NeurosegError as e: return Refusal(name, e.message)
     except (MemoryError, OSError): return Refusal(name, no_room(name))
 
-def _stored_scans(uploads, folder, together):
+def _with_named(found, named):
+    "A scan with the series that the visitor chose."
+    if not named or not isinstance(found.source, Study): return found
+    own = {named[s.uid]: s.uid for s in found.source.series if s.uid in named}
+    return replace(found, source=replace(found.source, named=own, only_named=True)) if own else found
+
+def _stored_scans(uploads, folder, together, named=None):
     "The scans in an upload, or a `Refusal` of all of it."
     try:
-        found = scans_in_files(store(uploads, folder), together=together)
+        found = [_with_named(f, named) for f in scans_in_files(store(uploads, folder), together=together)]
         check_size(found)
         return found
     except NeurosegError as e: return Refusal('', e.message)
@@ -117,11 +124,12 @@ def segment_uploads(
     *,
     together:bool=True, # Whether several pictures are slices of one scan
     frames:tuple=(1,None), # First and last frame of a video
+    named:dict|None=None, # SeriesInstanceUID of DICOM to 'flair', 'pre' or 'post'; None: as the headers say
     on_progress=lambda share, name: None, # Called with the share that is done and the scan's name
 )->tuple[list,list]: # `Result`s, and a `Refusal` for each scan that could not be used
     "Segment what was uploaded; no file of it is left on the disk afterwards."
     with tempfile.TemporaryDirectory(prefix='neuroseg-') as d:
-        found,done = _stored_scans(uploads, d, together), []
+        found,done = _stored_scans(uploads, d, together, named), []
         if isinstance(found, Refusal): return [], [found]
         for i,f in enumerate(found):
             name = safe_name(f.parts[-1]) or 'scan'

@@ -83,9 +83,9 @@ def _plain(v):
     return None if v is None else str(v).replace('\0', '').strip() or None
 
 # Attributes that are one number; of several, the first counts
-NUMBERS = set("""SliceThickness SpacingBetweenSlices RepetitionTime EchoTime InversionTime EffectiveEchoTime InversionTimes
-    DiffusionBValue TemporalPositionIdentifier TemporalPositionIndex Rows Columns SamplesPerPixel BitsStored
-    PixelRepresentation RescaleSlope RescaleIntercept NumberOfFrames SeriesNumber InstanceNumber""".split())
+NUMBERS = set("""SliceThickness SpacingBetweenSlices RepetitionTime EchoTime InversionTime EffectiveEchoTime
+    InversionTimes DiffusionBValue TemporalPositionIdentifier TemporalPositionIndex Rows Columns SamplesPerPixel
+    BitsStored PixelRepresentation RescaleSlope RescaleIntercept NumberOfFrames SeriesNumber InstanceNumber""".split())
 
 def _number(v):
     "A value as one finite number; `ValueError` where it is none."
@@ -160,8 +160,10 @@ def frames_of(
     path, # DICOM file
 )->list: # `Frame` each; none where the file holds no image
     "The planes of a DICOM file."
-    path,ds = Path(path), read_header(path)
+    path = Path(path)
     with decoding(path, 'a DICOM file'), warnings.catch_warnings():
+        if not is_dicom(path): raise ValueError('it does not begin as DICOM does')
+        ds = read_header(path)
         warnings.simplefilter('ignore')
         known,odd = _values(ds, TAGS)
         if {'Rows','Columns'} & set(odd): raise ValueError('Rows and Columns are no numbers')

@@ -225,7 +225,8 @@ def _checked(frames):
     frames,copies = _without_copies(frames)
     for f in frames: check_stored(f)
     for k in ONE_VALUE: _check_one_value(frames, k)
-    if not any(k in f.tags for f in frames for k in PLACE_TAGS) and len(frames)==1: return frames, copies
+    if len(frames)==1 and not {'ImagePositionPatient', 'ImageOrientationPatient'} & set(frames[0].tags):
+        return frames, copies # nothing to put in order
     _check_readable(frames)
     _check_geometry(frames[0])
     z,y,x = len(frames), int(frames[0].get('Rows')), int(frames[0].get('Columns'))
@@ -292,6 +293,7 @@ class Study:
     name:str='' # Of its folder, for messages
     unreadable:list=field(default_factory=list) # `Message` each: DICOM files of it that cannot be read
     named:dict=field(default_factory=dict) # What the user says: 'pre', 'flair' or 'post' to SeriesInstanceUID
+    only_named:bool=False # Whether nothing is taken beside what is named
     @property
     def files(self)->list: return list(dict.fromkeys(f for s in self.series for f in s.files))
 

@@ -122,7 +122,8 @@ def _flair_of(study, shown):
     axial = [s for s in found if plane_of(s)=='axial'] or found
     good = [s for s in axial if not s.fault]
     if len(good)==1: return good[0]
-    if axial and not good: series_volume(axial[0]) # says why it is refused
+    refused = axial or (study.series if len(study.series)==1 else [])
+    if refused and not good and refused[0].fault: series_volume(refused[0]) # says why
     if not found and len(study.series)==1 and shown[study.series[0].uid][0] is None: return study.series[0]
     if good:
         raise InputError(Message('several_flair', '{name} holds {n} series that are FLAIR by their headers ({titles}); '
@@ -153,8 +154,9 @@ def _t1_of(study, flair, shown, wanted):
         else: warn.append(Message('other_frame', 'series {title} was not used: its FrameOfReferenceUID is not that of '
                                   'FLAIR, so its place against FLAIR is unknown', title=s.title))
     for s in study.series:
-        if s.fault and shown[s.uid][0] in (*wanted, 't1'):
+        if s.fault and wanted and shown[s.uid][0] in (*wanted, 't1'):
             warn.append(Message('t1_refused', 'T1 series {title} was not used: {why}', title=s.title, why=s.fault))
+    if not wanted: return taken, warn
     unsaid = [s for s in study.series if shown[s.uid][0]=='t1' and not s.fault]
     if unsaid and len(taken)<len(wanted):
         warn.append(Message('contrast_unknown', 'T1 was not used: the headers do not say whether {titles} was made '
@@ -185,7 +187,8 @@ def chosen_series(
     if plane_of(flair) not in ('axial', 'unknown'):
         notes.append(Message('not_axial', 'the slices of FLAIR are {plane}, not axial as those that the model was '
                              'trained on', plane=plane_of(flair)))
-    t1,warn = _t1_of(study, flair, shown, [r for r in ('pre','post') if r not in taken])
+    wanted = [] if study.only_named else [r for r in ('pre','post') if r not in taken]
+    t1,warn = _t1_of(study, flair, shown, wanted)
     notes += [Message('t1_found', '{role} is series {title}, by {why}', 'note', role=NAMES[r], title=s.title,
                       why=shown[s.uid][1]) for r,s in t1.items()]
     return taken | t1, notes + warn

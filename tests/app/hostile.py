@@ -91,6 +91,16 @@ def dicom(change=None, **tags):
     return file.getvalue()
 
 
+def dicom_film():
+    "A slice that says it is compressed as a film (MPEG-2), which no reader of slices decodes."
+    import pydicom
+    ds = pydicom.dcmread(io.BytesIO(dicom()))
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.MPEG2MPML
+    ds.PixelData = pydicom.encaps.encapsulate([bytes(100)])
+    file = io.BytesIO(); pydicom.dcmwrite(file, ds, enforce_file_format=True)
+    return file.getvalue()
+
+
 def packed_dicom(mb=300):
     "A data set that is a thousand times larger once it is inflated."
     import pydicom
@@ -219,12 +229,11 @@ HOSTILE = [
     ('a DICOM of 65535 x 65535', {'a.dcm': dicom(Rows=65535, Columns=65535)}, 'allowed'),
     ('a DICOM that inflates to 300 MB', {'a.dcm': packed_dicom()}, 'packed DICOM'),
     ('a DICOM of three thousand nested sequences', {'a.dcm': nested_dicom()}, 'cannot be read'),
-    ('a DICOM that nobody here can decode',
-     {'a.dcm': open(get_testdata_file('MR_small_jpeg_ls_lossless.dcm', download=False), 'rb').read()}, 'no decoder'),
+    ('a DICOM that nobody here can decode', {'a.dcm': dicom_film()}, 'cannot be read'),
     ('a DICOM film', {'a.dcm': dicom(NumberOfFrames='30')}, 'multi-frame'),
     ('DICOM slices at one place',
-     {f'{k}.dcm': dicom(ImagePositionPatient=[0, 0, 0], ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
-                        PixelSpacing=[1, 1]) for k in (1, 2)}, 'at one place'),
+     {f'{k}.dcm': dicom(SOPInstanceUID=f'1.2.{k}', ImagePositionPatient=[0, 0, 0],
+                        ImageOrientationPatient=[1, 0, 0, 0, 1, 0], PixelSpacing=[1, 1]) for k in (1, 2)}, 'at one place'),
     ('text named zip', {'a.zip': b'hello'}, 'cannot be read'),
     ('an empty zip', {'a.zip': zipped({})}, 'is empty'),
     ('a zip of nothing readable', {'a.zip': zipped({'notes.txt': b'hello'})}, 'holds no scan'),

@@ -19,6 +19,7 @@ from neuroseg.app.views import PLANES, picture, views
 from neuroseg.core import InputError
 from neuroseg.evaluation.metrics import hd95_mm, score_case
 from neuroseg.scans.nifti import read_mask
+from neuroseg.scans.dicom_phantom import write_phantom_study
 from neuroseg.scans.phantom import sample_path
 from neuroseg.scans.reading import Found, read_scan
 from neuroseg.scans.video import read_video
@@ -254,10 +255,41 @@ def test_a_dicom_series(page, how):
     assert slices(page) == 6 and 'Lesion, mL' in metrics(page) and not page.error
 
 
-def test_a_study_of_two_series_is_two_scans(page):
-    second = {f'b/{n}': d.replace(b'1.2\0', b'1.3\0').replace(b'FLAIR ', b'FLAIR2') for n, d in series().items()}
+def a_study(tmp_path, **how):
+    "A synthetic study of five series, as a zip."
+    folder = write_phantom_study(tmp_path/'study', **how)
+    return 'study.zip', zipped({str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob('*') if f.is_file()})
+
+
+def test_the_series_of_a_study_are_shown_before_anything_is_segmented(page, tmp_path):
+    upload(page, a_study(tmp_path))
+    roles = {s.label.split(' is taken')[0]: s.value for s in page.selectbox}
+    assert roles == {'1 Survey': '', '2 T1W SE tra': 'pre', '3 T2W TSE tra': '', '4 T2W FLAIR tra': 'flair',
+                     '5 T1W SE tra': 'post'}
+    assert not page.metric and not page.error
+    page.button(key='use series').click().run()
+    assert slices(page) == 24 and not page.error and 'missing sequences' not in ' '.join(warned(page))
+
+
+def test_the_choice_of_series_decides(page, tmp_path):
+    "T1 is left out, and T2 is taken for FLAIR, because the visitor says so."
+    upload(page, a_study(tmp_path, contrast=False))
+    by_title = {s.label.split(' is taken')[0]: s for s in page.selectbox}
+    by_title['4 T2W FLAIR tra'].set_value('').run()
+    assert page.button(key='use series').disabled
+    next(s for s in page.selectbox if s.label.startswith('3 T2W')).set_value('flair').run()
+    page.button(key='use series').click().run()
+    assert slices(page) == 24 and any('missing sequences (pre, post)' in w for w in warned(page))
+
+
+def test_two_flair_are_a_question(page):
+    second = {f'b/{n}': d.replace(b'1.2\0', b'1.3\0').replace(b'FLAIR ', b'FLAIR2').replace(b'1.2.', b'1.3.')
+              for n, d in series().items()}
     upload(page, ('study.zip', zipped({**{f'a/{n}': d for n, d in series().items()}, **second})))
-    assert len(page.selectbox[0].options) == 2
+    assert [s.value for s in page.selectbox] == ['', ''] and page.button(key='use series').disabled and not page.metric
+    page.selectbox[0].set_value('flair').run()
+    page.button(key='use series').click().run()
+    assert slices(page) == 6 and not page.error
 
 
 def test_another_upload_replaces_the_result(page, volume):
@@ -304,15 +336,30 @@ def test_what_looks_unlike_a_head_is_remarked_on(page, tmp_path):
     assert any('photograph' in w for w in warned(page))
 
 
-@pytest.mark.parametrize('name,says',
-                         [('examples_overlay', 'ABDOMEN, not the head'), ('examples_overlay', 'not that of a head'),
-                          ('J2K_pixelrep_mismatch', 'CT, not MR'), ('MR_small', 'no dark background'),
-                                       ('examples_palette', 'US, not MR'), ('liver_1frame', 'a drawing or a mask'),
-                                       ('JPEG2000', 'NM, not MR')])
+@pytest.mark.parametrize('name,says', [
+    ('examples_overlay', 'ABDOMEN, not the head'), ('examples_overlay', 'not that of a head'),
+    ('J2K_pixelrep_mismatch', 'CT, not MR'), ('MR_small', 'no dark background'),
+    ('JPEG2000', 'NM, not MR')])
 def test_other_parts_of_the_body_and_other_machines_are_remarked_on(page, name, says):
-    "Real pictures: an abdomen, a head in CT, a detail of MRI, an ultrasound, a liver, a scintigram of the whole body."
+    "Real pictures: an abdomen, a head in CT, a detail of MRI, a scintigram. Segmented only on the visitor's word."
     upload(page, Path(get_testdata_file(f'{name}.dcm', download=False)))
+    if page.selectbox and not page.metric:
+        assert [s.value for s in page.selectbox] == ['']
+        page.selectbox[0].set_value('flair').run()
+        page.button(key='use series').click().run()
     assert any(says in w for w in warned(page)) and not page.error
+
+
+def test_an_ultrasound_in_colour_is_refused(page):
+    upload(page, Path(get_testdata_file('examples_palette.dcm', download=False)))
+    assert 'colour picture' in page.error[0].value and not page.metric
+
+
+def test_a_mask_in_dicom_is_refused_even_on_the_visitors_word(page):
+    upload(page, Path(get_testdata_file('liver_1frame.dcm', download=False)))
+    page.selectbox[0].set_value('flair').run()
+    page.button(key='use series').click().run()
+    assert 'a mask or a map of labels' in page.error[0].value and not page.metric
 
 
 def test_a_holiday_picture(page):
