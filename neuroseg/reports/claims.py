@@ -8,7 +8,7 @@ Docs: https://neuroseg.github.io/neuroseg/reports/claims.html.md"""
 __all__ = ['VERDICTS', 'ANSWERS', 'CANNOT', 'INTRO', 'TITLES', 'HEAD', 'UNITS', 'GRIDS', 'EPOCHS', 'Claim', 'claim_from', 'band',
            'Judged', 'left_out', 'judge', 'load_claims', 'ledger_text', 'write_ledger', 'check_claims']
 
-# %% ../../nbs/reports/13_claims.ipynb #fbf842ea
+# %% ../../nbs/reports/13_claims.ipynb #fd4b90a7
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from .checks import changed_pages, changed_runs
 from .measures import (as_number, look_up, METRICS, mismatches, NOT_SAID, same_network, spread_faults,
                                        Stored, tolerance_of)
 from .published import load_published, read_yaml
+from .sealed_test import ledger_faults, LEDGER
 from .stored_run import kept_runs
 from .study_notebook import find_repo
 
@@ -296,7 +297,12 @@ def write_ledger(
     with atomic_path(file) as tmp: tmp.write_text(ledger_text(root), encoding='utf-8', newline='\n')
     return file
 
-# %% ../../nbs/reports/13_claims.ipynb #52f54ad2
+# %% ../../nbs/reports/13_claims.ipynb #559261ab
+def _other_faults(root): # Of the repository
+    "What was changed in runs, pages, and the ledger of the sealed test."
+    opened = ledger_faults(root) if (root/'reports'/LEDGER).is_file() else []
+    return [*changed_runs(root), *changed_pages(root), *(f'{LEDGER}: {fault}' for fault in opened)]
+
 def check_claims(
     root=None, # As `find_repo` takes it
 )->list[str]: # A sentence a fault; empty if all is well
@@ -305,8 +311,8 @@ def check_claims(
     try:
         claims, facts = load_claims(root), load_published(root)
         judged = [judge(c, facts, root) for c in claims]
-    except (ConfigError, InputError) as e: return [str(e), *changed_runs(root), *changed_pages(root)]
-    faults = [f for j in judged for f in j.faults] + changed_runs(root) + changed_pages(root)
+    except (ConfigError, InputError) as e: return [str(e), *_other_faults(root)]
+    faults = [f for j in judged for f in j.faults] + _other_faults(root)
     ledger = root/'CLAIMS.md'
     if not ledger.is_file() or ledger.read_text(encoding='utf-8')!=_page(claims, facts, judged):
         faults.append('CLAIMS.md is not what the ledger gives; write it with `neuroseg claims --write`')

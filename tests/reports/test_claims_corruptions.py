@@ -327,6 +327,9 @@ CORRUPTIONS = {
         text('nbs/studies/10_scores.ipynb', "said[f'{network} / {way}'] = of | dict(seeds",
              "said[f'{network} / {way}'] = of | dict(unit='slice') | dict(seeds"),
         RENEWED, "is declared as unit 'slice'"),
+    'an opening of the sealed test made up': (
+        lambda root: (root/'reports/LEDGER.md').write_text('# Openings of the sealed test\n\n## Opening 1\n'),
+        RENEWED, 'LEDGER.md: '),
     # Pages
     'one digit in the README': (text('README.md', 'Mean Dice 0.8', 'Mean Dice 0.9'), AS_IT_IS, 'says something else'),
     'one digit in the README and its notebook': (page_edited, AS_IT_IS, 'says something else than the stored runs'),
