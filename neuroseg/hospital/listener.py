@@ -37,6 +37,7 @@ class Listener:
     quiet_s:float=30. # A study is complete when nothing has come for so long
     give_up_s:float=600. # A study whose announced slices do not come is quarantined after so long
     keep:bool=False # Keep received slices after their results are committed
+    deidentify:bool=False # Remove what names a patient before a slice is kept; not with an archive
     model:str|None=None # As `Segmenter` takes it
     threads:int|None=None # Of the network
     log:object=sys.stderr # Where lines are written, without identifiers
