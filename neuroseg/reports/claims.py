@@ -86,7 +86,7 @@ class Judged:
 
 CANNOT = VERDICTS[-1]
 
-# %% ../../nbs/reports/13_claims.ipynb #e033e567
+# %% ../../nbs/reports/13_claims.ipynb #5efce4a8
 def left_out(
     claim:Claim,
     fact, # `Fact` with conditions of a score
@@ -95,7 +95,7 @@ def left_out(
     "Stored numbers of the network of a claim, under its conditions, that the claim does not name."
     def whole(c): return same_network(fact.conditions, c) and c.get('complete', True) and c['metric']!='count'
     found = []
-    for run in kept_runs(find_repo(root)):
+    for run in [*kept_runs(find_repo(root)), *(f.parent for f in find_repo(root).glob('reports/*/gpu/summary.json'))]:
         name = f'{run.parent.name}/{run.name}'
         said = read_json(run/'summary.json').get('measures', {})
         same = (look_up(f'{name}#{path}', root) for path,c in said.items() if whole(c))
@@ -121,7 +121,7 @@ def _verdict(fact, ours, low, high): # `Fact`, `Stored`, and the band of values 
     reached = low<=fact.value<=high or better>0 and fact.value<low or better<0 and fact.value>high
     return VERDICTS[1] if reached else CANNOT
 
-# %% ../../nbs/reports/13_claims.ipynb #b5278832
+# %% ../../nbs/reports/13_claims.ipynb #bf22427c
 def _judge_score(claim, fact, root): # `Claim`, `Fact`, repository
     "The verdict on a score: of the first stored number that answers, the network of the claim first."
     found = [as_number(look_up(ref, root)) for ref in claim.ours]
@@ -137,7 +137,7 @@ def _judge_score(claim, fact, root): # `Claim`, `Fact`, repository
     if low is None:
         return Judged(CANNOT, ours, because='how far this score scatters over splits is not stored yet', faults=faults)
     verdict, network = _verdict(fact, ours, low, high), ours.conditions['network']
-    because = {VERDICTS[1]: f'by {network}', CANNOT: f'{network} is another network, and it does not reach this value'}
+    because = {VERDICTS[1]: f'by {network}', CANNOT: f'{network} is another network and does not reach this value; a number of its own is needed'}
     return Judged(verdict, ours, low, high, because.get(verdict, ''), faults)
 
 # %% ../../nbs/reports/13_claims.ipynb #c1531903
@@ -198,7 +198,7 @@ def load_claims(
         if which: raise ConfigError(f"claims.yml: {', '.join(sorted(which))} {says}")
     return claims
 
-# %% ../../nbs/reports/13_claims.ipynb #ebbb0f01
+# %% ../../nbs/reports/13_claims.ipynb #22826b9b
 INTRO = """# Claims
 
 Every result that the thesis published, and the known scores on its data set, beside what this project found. A
@@ -213,6 +213,10 @@ the scatter of the score over random splits, or by the interval over patients.
 - **not reproduced**: the same network, under the same conditions, disagrees.
 - **misprint**: the published digits are those of another published number, with one left out.
 - **cannot be checked here**: the remark says what is missing.
+
+Networks: `thesis` is the U-Net of the thesis with 31,042,369 parameters; `fast` is a small network that starts from
+ImageNet weights (studies 21 and 22); `shipped recipe` is the model of study 23, scored out of fold; `blind` predictors
+see no image.
 
 Written from `reports/published.yml`, `reports/claims.yml` and the stored runs by `neuroseg claims --write`;
 `neuroseg claims` checks it.
