@@ -121,7 +121,7 @@ def _verdict(fact, ours, low, high): # `Fact`, `Stored`, and the band of values 
     reached = low<=fact.value<=high or better>0 and fact.value<low or better<0 and fact.value>high
     return VERDICTS[1] if reached else CANNOT
 
-# %% ../../nbs/reports/13_claims.ipynb #bf22427c
+# %% ../../nbs/reports/13_claims.ipynb #9dccac4b
 def _judge_score(claim, fact, root): # `Claim`, `Fact`, repository
     "The verdict on a score: of the first stored number that answers, the network of the claim first."
     found = [as_number(look_up(ref, root)) for ref in claim.ours]
@@ -137,7 +137,8 @@ def _judge_score(claim, fact, root): # `Claim`, `Fact`, repository
     if low is None:
         return Judged(CANNOT, ours, because='how far this score scatters over splits is not stored yet', faults=faults)
     verdict, network = _verdict(fact, ours, low, high), ours.conditions['network']
-    because = {VERDICTS[1]: f'by {network}', CANNOT: f'{network} is another network and does not reach this value; a number of its own is needed'}
+    because = {VERDICTS[1]: f'by {network}',
+               CANNOT: f"needs a whole training of {fact.conditions['network']}; {network} does not reach this value"}
     return Judged(verdict, ours, low, high, because.get(verdict, ''), faults)
 
 # %% ../../nbs/reports/13_claims.ipynb #c1531903
