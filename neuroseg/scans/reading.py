@@ -18,7 +18,7 @@ import numpy as np
 
 from ..core import ConfigError, InputError, Message, read_json
 from .pictures import (decoding, folder_entries, guess_sequence, IMAGE_ENDINGS, is_mask, is_nifti,
-                                     is_other_series, patient_part, stem)
+                                     is_other_series, patient_part, shown, stem)
 from .stacks import read_stack, Scan, slice_files, subfolder
 from .nifti import read_nifti
 from .dicom import is_dicom
@@ -113,16 +113,15 @@ def _several_patients(names, of):
     "The error for volumes of several patients, or of several examinations."
     return InputError(Message('several_patients', '{of} holds scans of {n} patients or examinations by their names '
                               '({names}); give one of them, or name each file with `sequences`', 'error', of=of,
-                              n=len(names), names=', '.join(names[:3]) + ('...' if names[3:] else '')))
+                              n=len(names), names=shown(names)))
 
 def _beside(folder, volumes):
     "Notes on what lies beside the volumes of a folder and is not read."
     files,folders,notes = folder_entries(folder)
-    rest = [p.name for p in (*files, *folders) if p not in volumes and not is_mask(p)]
+    rest = [p for p in (*files, *folders) if p not in volumes and not is_mask(p)]
     if not rest: return notes
-    shown = ', '.join(rest[:3]) + ('...' if rest[3:] else '')
     return [*notes, Message('beside_volumes', '{n} file(s) or folder(s) beside the volumes are not read: {names}',
-                            'note', n=len(rest), names=shown)]
+                            'note', n=len(rest), names=shown(rest))]
 
 def _read_volumes(volumes, sequences, folder):
     "NIfTI files of one patient; in a folder, files of other sequences than the three are left out with a note."
@@ -252,18 +251,15 @@ def _is_one_scan(path, folders, depth):
 # %% ../../nbs/scans/05_reading.ipynb #s010
 MAX_DEPTH = 12 # Levels of folders that are searched; an export of a hospital has about six
 
-def _named(paths, code, template, severity='note'):
-    "One message for paths that are left out; none where there are none."
-    names = ', '.join(p.name for p in paths[:3]) + ('...' if paths[3:] else '')
-    return [Message(code, template, severity, n=len(paths), names=names)] if paths else []
-
 def _searched(path, folders, skip):
     "The folders to search below a folder, and messages for those that are not."
     here = path.resolve()
     results = [p for p in folders if is_result(p)]
     loops = [p for p in folders if p.is_symlink() and here.is_relative_to(p.resolve())]
-    notes = _named(results, 'results_left_out', '{n} earlier result(s) of NeuroSeg are left out: {names}')
-    notes += _named(loops, 'link_to_above', '{n} link(s) to a folder above are not followed: {names}')
+    notes = [Message('results_left_out', '{n} earlier result(s) of NeuroSeg are left out: {names}', 'note',
+                     n=len(results), names=shown(results))] if results else []
+    notes += [Message('link_to_above', '{n} link(s) to a folder above are not followed: {names}', 'note',
+                      n=len(loops), names=shown(loops))] if loops else []
     return [p for p in folders if p not in results and p not in loops and p.absolute()!=skip], notes
 
 # %% ../../nbs/scans/05_reading.ipynb #dcm05e
@@ -298,14 +294,18 @@ def _scans_below(path, skip, depth):
     if volumes:
         groups,ignored = patient_scans(volumes)
         if len(groups)==1: return [found_at(path)], []
-        return groups, [*notes, *ignored, *_named(folders, 'folders_beside', 'folder(s) beside the volumes are not '
-                                                  'read: {names}', 'warning')]
+        if folders:
+            ignored.append(Message('folders_beside', '{n} folder(s) beside the volumes are not read: {names}',
+                                   n=len(folders), names=shown(folders)))
+        return groups, [*notes, *ignored]
     if _is_one_scan(path, folders, depth): return [found_at(path)], []
     folders,left = _searched(path, folders, skip)
     below = [_scans_below(p, skip, depth-1) for p in folders]
-    lost = _named([f for f in files if not is_mask(f)], 'files_beside', '{n} file(s) beside the folders of scans are '
-                  'not read: {names}')
-    return [f for found,_ in below for f in found], [*notes, *left, *lost, *(m for _,ms in below for m in ms)]
+    lost = [f for f in files if not is_mask(f)]
+    if lost:
+        left.append(Message('files_beside', '{n} file(s) beside the folders of scans are not read: {names}', 'note',
+                            n=len(lost), names=shown(lost)))
+    return [f for found,_ in below for f in found], [*notes, *left, *(m for _,ms in below for m in ms)]
 
 # %% ../../nbs/scans/05_reading.ipynb #68d0d21d
 def expand(
