@@ -14,7 +14,7 @@ def write_sealed(
     **kwargs, # For `write_phantom_lgg`
 )->Path: # The folder `kaggle_3m`
     "A small cohort in the layout of the LGG cohort."
-    cohort = write_phantom_lgg(dest, n_patients=len(names), **dict(size_px=48, n_slices=4) | kwargs)
+    cohort = write_phantom_lgg(dest, n_patients=len(names), **dict(size_px=48, n_slices=7) | kwargs)
     (cohort/'data.csv').unlink()
     for old, name in zip(sorted(p for p in cohort.iterdir() if p.is_dir()), names):
         for f in list(old.iterdir()): f.rename(f.with_name(f.name.replace(old.name, f'{name}_20000101')))

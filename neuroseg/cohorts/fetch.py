@@ -26,6 +26,7 @@ PAGE = f'{KAGGLE}/datasets/{OWNER}/{SLUG}'
 def _browser(path):
     return f"or download the archive from {PAGE} in a browser and unpack it into `{path.parent.name}`"
 
+# %% ../../nbs/cohorts/04_fetch.ipynb #c6b1a615
 REFUSALS = { # HTTP status to what it means and what to do; 'known': credentials were sent
     'known': f"{BAD_TOKEN}, and accept the data set's terms on its page,",
     401: f'{NO_TOKEN},',
@@ -54,6 +55,7 @@ def at_hand(
     part = _part(path)
     return part.stat().st_size if part.exists() and part.with_name(part.name+'.kaggle-partial').exists() else 0
 
+# %% ../../nbs/cohorts/04_fetch.ipynb #4e514242
 def download_once(
     api, # From `kaggle_api`
     path:Path, # Archive to write, when it is complete
@@ -130,6 +132,7 @@ def _target(info):
     if LGG_FOLDER.fullmatch(folder) and PurePosixPath(name).suffix.lower() in IMAGE_ENDINGS: return f'{folder}/{name}'
     return name if folder=='kaggle_3m' and name in ('data.csv', 'README.md') else None
 
+# %% ../../nbs/cohorts/04_fetch.ipynb #4bdb8d81
 def wanted(
     infos:list, # `ZipInfo` of every entry
     *,

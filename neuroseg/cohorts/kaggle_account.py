@@ -22,11 +22,13 @@ NO_TOKEN = (f"Kaggle asks for an account: make a token on {KAGGLE}/settings (`Ge
 BAD_TOKEN = f"Kaggle does not accept your credentials: make a new token on {KAGGLE}/settings, and put it in their place"
 CLIENT = 'kaggle.api.kaggle_api_extended' # Its module with `KaggleApi`
 
+# %% ../../nbs/cohorts/12_kaggle_account.ipynb #f74aff69
 @contextlib.contextmanager
 def silent():
     "A block in which what `kaggle` prints is dropped."
     with contextlib.redirect_stdout(io.StringIO()): yield
 
+# %% ../../nbs/cohorts/12_kaggle_account.ipynb #7e6113b2
 def client_module(): # The module `CLIENT`
     "Kaggle's client, imported without running `kaggle/__init__.py`, which logs in."
     found = None if 'kaggle' in sys.modules else importlib.util.find_spec('kaggle')
@@ -43,12 +45,13 @@ def client_module(): # The module `CLIENT`
         raise ConfigError('the package `kaggle` cannot make its folder for settings; '
                           'set KAGGLE_CONFIG_DIR to a folder that can be written') from e
 
-# %% ../../nbs/cohorts/12_kaggle_account.ipynb #65516216
+# %% ../../nbs/cohorts/12_kaggle_account.ipynb #fb96a0a7
 CHUNK_BYTES = 2**16 # Written at once; an interruption loses at most this much
 TIMEOUT_S = 15, 60 # To connect, and between two packets
 
 def mb(n_bytes): return f'{n_bytes/1e6:,.0f} MB' # In words
 
+# %% ../../nbs/cohorts/12_kaggle_account.ipynb #a1c55d64
 def room_for(
     folder:Path, # Folder to write to
     n_bytes:int, # Bytes to write
@@ -59,6 +62,7 @@ def room_for(
         raise OutputError(f"`{folder.name}` has room for {mb(free)} but {mb(n_bytes)} are needed; "
                           "free some space or choose another folder")
 
+# %% ../../nbs/cohorts/12_kaggle_account.ipynb #c92923a8
 def check_size(
     response, # Of `requests`, its body not read yet
     path:Path, # File to write
@@ -73,6 +77,7 @@ def check_size(
     room_for(path.parent, int(told) - (path.stat().st_size if path.exists() else 0))
     return int(told)
 
+# %% ../../nbs/cohorts/12_kaggle_account.ipynb #f0de4129
 def bounded(
     chunks, # Of bytes
     max_bytes:int, # Most bytes of all
@@ -84,7 +89,7 @@ def bounded(
             raise DataError(f"the file is longer than the {mb(max_bytes)} expected; the download was stopped")
         yield chunk
 
-# %% ../../nbs/cohorts/12_kaggle_account.ipynb #fb96a0a7
+# %% ../../nbs/cohorts/12_kaggle_account.ipynb #dd8ea721
 def _with_timeouts(session):
     "Let no request of a session wait for ever."
     class Timed(need('requests.adapters', extra='kaggle').HTTPAdapter):
@@ -92,6 +97,7 @@ def _with_timeouts(session):
             return super().send(*args, timeout=timeout or TIMEOUT_S, **kwargs)
     for kind in ('http://', 'https://'): session.mount(kind, Timed())
 
+# %% ../../nbs/cohorts/12_kaggle_account.ipynb #e15d1a24
 @functools.cache
 def _limited(base): # `KaggleApi`
     "Kaggle's client with bounds; its public methods call those that are replaced here."
@@ -113,7 +119,7 @@ def _limited(base): # `KaggleApi`
             finally: response.close() # unread where the client asked for the rest only
     return LimitedApi
 
-# %% ../../nbs/cohorts/12_kaggle_account.ipynb #7aceef24
+# %% ../../nbs/cohorts/12_kaggle_account.ipynb #7041a456
 def check_config(
     file:Path, # kaggle.json
 ):
@@ -125,6 +131,7 @@ def check_config(
         raise DataError(f"`{file.name}` cannot be read ({e}); "
                         "make a new one in your Kaggle settings, or remove it") from e
 
+# %% ../../nbs/cohorts/12_kaggle_account.ipynb #e257d10f
 def has_credentials(
     api, # From `kaggle_api`
 )->bool: # Whether a request would bear any, right or wrong
@@ -132,6 +139,7 @@ def has_credentials(
     token,_ = need('kagglesdk.kaggle_env', extra='kaggle').get_access_token_from_env()
     return bool(token or api.config_values.get('token') or api.config_values.get('key'))
 
+# %% ../../nbs/cohorts/12_kaggle_account.ipynb #05ba057a
 def kaggle_api(
     *,
     anonymous:bool=False, # Go on without credentials, which public data sets allow

@@ -24,6 +24,7 @@ from .statistics import MAX_DRAWS
 # %% ../../nbs/evaluation/06_sealed.ipynb #ac946549
 def _patients(cases): return sorted({patient_id(c.patient) for c in cases})
 
+# %% ../../nbs/evaluation/06_sealed.ipynb #bb0ca28a
 def sealed_cases(
     cohort:Cohort, # With the sealed patients, alone or among others
 )->tuple: # Of `cases.Case`, one a sealed patient; raises `DataError` where one is absent or faulty
@@ -40,7 +41,7 @@ def sealed_cases(
         raise DataError(f'{n} sealed patients have {len(cases)} scans in `{name}`; leave one scan of each patient')
     return cases
 
-# %% ../../nbs/evaluation/06_sealed.ipynb #dbb36fd6
+# %% ../../nbs/evaluation/06_sealed.ipynb #21ffddbb
 def check_whole(
     cases, # From `sealed_cases`
     former=(), # Rows of an earlier opening, from `sealed_rows`
@@ -56,7 +57,7 @@ def check_whole(
         raise DataError(f'{len(changed)} sealed patients have other slices or masks than in an earlier opening '
                         f"({', '.join(changed[:3])}...); give the cohort as Kaggle publishes it")
 
-# %% ../../nbs/evaluation/06_sealed.ipynb #271eef0f
+# %% ../../nbs/evaluation/06_sealed.ipynb #75fc3c0e
 def training_set(
     facts:dict, # Of a model card
 )->set|None: # Identifiers of patients; None where the card does not name them
@@ -70,7 +71,7 @@ def training_set(
     before = training_set(first) if (first.get('sha256') or {}).get('safetensors')==start.get('sha256') else None
     return None if before is None else found | before
 
-# %% ../../nbs/evaluation/06_sealed.ipynb #7807ed9e
+# %% ../../nbs/evaluation/06_sealed.ipynb #bdffaddf
 def check_untrained(
     card:ModelCard, # Of the model to be scored
 ):
@@ -83,7 +84,7 @@ def check_untrained(
         raise LeakageError(f"`{card.name}` was trained on {len(both)} of the sealed patients ({', '.join(both[:3])}...)"
                            '; train it on the development patients, which `neuroseg train` does by itself')
 
-# %% ../../nbs/evaluation/06_sealed.ipynb #44024bdb
+# %% ../../nbs/evaluation/06_sealed.ipynb #6f1c6f33
 REASON = (20, 300) # Characters of a reason, at least and at most
 REASON_WORDS = 4 # Different words of a reason, at least
 
@@ -97,7 +98,7 @@ def check_reason(
                           f'{REASON_WORDS} words or more, {REASON[0]} to {REASON[1]} characters')
     return said
 
-# %% ../../nbs/evaluation/06_sealed.ipynb #6c503116
+# %% ../../nbs/evaluation/06_sealed.ipynb #98ef1d78
 INPUTS = {'all sequences': False, 'FLAIR only': True} # Kind of input to whether the other sequences are taken away
 
 def sealed_rows(
@@ -111,7 +112,7 @@ def sealed_rows(
     scored = ((name, evaluate_cases(cases, segmenter, flair_only=alone, **how)) for name,alone in INPUTS.items())
     return [dict(input=name) | r for name,rows in scored for r in rows]
 
-# %% ../../nbs/evaluation/06_sealed.ipynb #c09dbf91
+# %% ../../nbs/evaluation/06_sealed.ipynb #e81a6abd
 def draws_as_kind(
     scores, # Dice of the patients of the test `(n,)`
     others, # Dice of other patients `(m,)`, m >= n
@@ -132,7 +133,7 @@ def draws_as_kind(
     return dict(n=n, of=m, n_draws=n_draws, seed=seed, mean=float((mean>=scores.mean()).mean()),
                 worst=float((worst>=scores.min()).mean()), worst_exact=math.comb(kept, n)/math.comb(m, n))
 
-# %% ../../nbs/evaluation/06_sealed.ipynb #80e87d4c
+# %% ../../nbs/evaluation/06_sealed.ipynb #76dacea6
 INTERVAL = dict(n_draws=10_000, seed=0, level=.95) # Of the interval that every opening states
 
 def percentile_interval(
@@ -144,6 +145,7 @@ def percentile_interval(
     tails = (1-INTERVAL['level'])/2, (1+INTERVAL['level'])/2
     return tuple(np.quantile(draws, tails, method='inverted_cdf').tolist())
 
+# %% ../../nbs/evaluation/06_sealed.ipynb #f0cbb40a
 def stated(
     rows:list, # One a patient, with `patient` and `dice`
 )->dict: # n, mean, mean_ci95, median, worst, worst_patient
@@ -152,7 +154,7 @@ def stated(
     return dict(n=len(dice), mean=dice.mean(), mean_ci95=percentile_interval(dice), median=np.median(dice),
                 worst=worst['dice'], worst_patient=worst['patient'])
 
-# %% ../../nbs/evaluation/06_sealed.ipynb #cdd7ab93
+# %% ../../nbs/evaluation/06_sealed.ipynb #eb1f2561
 def _part(rows, kind): return [r for r in rows if r['input']==kind]
 def _dice(rows): return np.array([float(r['dice']) for r in rows])
 
@@ -161,6 +163,7 @@ def _together(rows, others): # One kind of input
     dice = np.concatenate([_dice(rows), _dice(others)])
     return dict(n=len(dice), mean=dice.mean())
 
+# %% ../../nbs/evaluation/06_sealed.ipynb #2adea8a3
 def sealed_summary(
     rows, # From `sealed_rows`, or read back
     others, # Out-of-fold rows of the development patients: input, patient, dice

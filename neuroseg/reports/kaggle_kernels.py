@@ -43,6 +43,7 @@ def pack_code(
 # %% ../../nbs/reports/14_kaggle_kernels.ipynb #e3735f2b
 def _errors(): return need('requests.exceptions', extra='kaggle')
 
+# %% ../../nbs/reports/14_kaggle_kernels.ipynb #03b39b0a
 def refused(
     e, # `HTTPError` of `requests`
     what:str, # What was asked
@@ -54,6 +55,7 @@ def refused(
                  f'and accept the terms of the data set on {PAGE}'}
     return RunError(said.get(status, f'Kaggle could not do {what} (error {status}): try again later'))
 
+# %% ../../nbs/reports/14_kaggle_kernels.ipynb #b2271019
 def upload_code(
     api, # From `kaggle_api`
     folder, # With `CODE`
@@ -76,7 +78,7 @@ def upload_code(
     if done.error: raise RunError(f'Kaggle did not accept the code: {done.error}')
     return name
 
-# %% ../../nbs/reports/14_kaggle_kernels.ipynb #27418304
+# %% ../../nbs/reports/14_kaggle_kernels.ipynb #09143b8b
 SETUP = """import os, shutil, subprocess, sys, tarfile
 from pathlib import Path
 home = Path({home!r})
@@ -99,6 +101,7 @@ run_study(study, profile, progress=False, **study_profiles(study).get("kaggle", 
 run(sys.executable, '-c', script, {study!r}, {profile!r}, cwd=work/'neuroseg', env=settings)
 shutil.make_archive(home/'working'/'results', 'zip', work/'neuroseg'/'reports'/{study!r}/{profile!r})"""
 
+# %% ../../nbs/reports/14_kaggle_kernels.ipynb #53f9bdd4
 def kernel_notebook(
     study:str, # '21_thesis'
     profile:str, # 'gpu'
@@ -116,6 +119,7 @@ def kernel_notebook(
     return dict(cells=[dict(cell_type='markdown', metadata={}, source=about), *code],
                 metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=4)
 
+# %% ../../nbs/reports/14_kaggle_kernels.ipynb #a52c7e67
 def kernel_metadata(
     user:str, # Of Kaggle
     study:str, # '21_thesis'
@@ -126,9 +130,10 @@ def kernel_metadata(
                 kernel_type='notebook', is_private=True, enable_gpu=True, enable_internet=True,
                 dataset_sources=[f'{OWNER}/{SLUG}', f'{user}/{CODE_SLUG}'], competition_sources=[], kernel_sources=[])
 
-# %% ../../nbs/reports/14_kaggle_kernels.ipynb #09143b8b
+# %% ../../nbs/reports/14_kaggle_kernels.ipynb #56e4ca53
 def _state_file(root, study, profile): return Path(root)/'reports'/study/'.kaggle'/f'{profile}.json'
 
+# %% ../../nbs/reports/14_kaggle_kernels.ipynb #e5547aa8
 def push_study(
     api, # From `kaggle_api`
     study:str, # '21_thesis'
@@ -155,7 +160,7 @@ def push_study(
     write_json(_state_file(root, study, profile), state)
     return state
 
-# %% ../../nbs/reports/14_kaggle_kernels.ipynb #b6965ebc
+# %% ../../nbs/reports/14_kaggle_kernels.ipynb #9c007c77
 LOG_LINES = 8 # Of a failed kernel that an error shows
 
 def log_tail(
@@ -168,6 +173,7 @@ def log_tail(
     lines = [re.sub(r'\x1b\[[0-9;]*m', '', line).strip() for line in text.splitlines()]
     return ' | '.join([line for line in lines if line][-n:])
 
+# %% ../../nbs/reports/14_kaggle_kernels.ipynb #3246d686
 def _failure(api, state, said):
     "An error with the last lines of the log."
     try:
@@ -176,7 +182,7 @@ def _failure(api, state, said):
     return RunError(f"the kernel failed on Kaggle{f' ({said})' if said else ''}: {tail or 'it left no log'}; "
                     f"the whole log is on {state['url']}")
 
-# %% ../../nbs/reports/14_kaggle_kernels.ipynb #17d4072d
+# %% ../../nbs/reports/14_kaggle_kernels.ipynb #b1673880
 MAX_SILENT = 10 # Questions in a row that Kaggle may leave unanswered
 
 def wait_for(
@@ -207,7 +213,7 @@ def wait_for(
         last = now
         time.sleep(wait_s)
 
-# %% ../../nbs/reports/14_kaggle_kernels.ipynb #97fb2e86
+# %% ../../nbs/reports/14_kaggle_kernels.ipynb #cef5c8e0
 KINDS = ('.csv', '.html', '.ipynb', '.json', '.png') # Files of a run
 MAX_RESULT_BYTES, MAX_RESULT_FILES = 300*10**6, 3000 # Of a run, unpacked
 
@@ -220,6 +226,7 @@ def _result_faults(infos):
     n_bytes = sum(i.file_size for i in infos)
     if n_bytes>MAX_RESULT_BYTES or len(infos)>MAX_RESULT_FILES: yield f'it holds {len(infos):,} files of {mb(n_bytes)}'
 
+# %% ../../nbs/reports/14_kaggle_kernels.ipynb #b8d436f9
 def unpack_results(
     archive:Path, # results.zip
     folder:Path, # To make; a former one is replaced
@@ -239,7 +246,7 @@ def unpack_results(
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as e:
         raise RunError(f'`{archive.name}` is damaged ({e}); run the same command again') from e
 
-# %% ../../nbs/reports/14_kaggle_kernels.ipynb #3246d686
+# %% ../../nbs/reports/14_kaggle_kernels.ipynb #0d9f33a3
 def fetch_results(
     api, # From `kaggle_api`
     state:dict, # From `push_study`
@@ -264,7 +271,7 @@ def fetch_results(
         if archive is None: raise _failure(api, state, 'it left no results.zip')
         unpack_results(archive, folder, state)
 
-# %% ../../nbs/reports/14_kaggle_kernels.ipynb #b1673880
+# %% ../../nbs/reports/14_kaggle_kernels.ipynb #88478e0a
 def _check_needs(study, profile, root):
     "Refuse a study that has no such profile, or whose cohort is not on Kaggle."
     study_params(study, profile, root)
@@ -274,6 +281,7 @@ def _check_needs(study, profile, root):
         raise ConfigError(f"study {study} needs {' and '.join(map(repr, absent))}, and only the LGG cohort is attached "
                           "on Kaggle; run it here, with --profile")
 
+# %% ../../nbs/reports/14_kaggle_kernels.ipynb #9bccbf0f
 def reproduce_on_kaggle(
     name:str, # As `find_study` takes it
     profile:str='gpu', # Of its `params.yml`

@@ -45,6 +45,7 @@ _SEAL = re.compile(r'^Seal: `([0-9a-f]{64})`\n', re.M)
 
 def _sha256(text): return hashlib.sha256(text.encode()).hexdigest()
 
+# %% ../../nbs/reports/11_sealed_test.ipynb #e0bec187
 def ledger_text(
     root, # Of the repository
 )->str: # Of `reports/LEDGER.md`; before the first opening its heading
@@ -53,7 +54,7 @@ def ledger_text(
     try: return file.read_text(encoding='utf-8') if file.exists() else HEAD
     except (OSError, UnicodeDecodeError) as e: raise InputError(f'`{LEDGER}` cannot be read ({e})') from e
 
-# %% ../../nbs/reports/11_sealed_test.ipynb #589b0b1a
+# %% ../../nbs/reports/11_sealed_test.ipynb #fe245b13
 def entries(
     text:str, # From `ledger_text`
 )->list[dict]: # Name of a field to its text, with `number`, `above` (all text over the seal) and `seal`
@@ -67,6 +68,7 @@ def entries(
         start = m.end()
     return found
 
+# %% ../../nbs/reports/11_sealed_test.ipynb #a53fb32a
 def _score(summary, kind):
     "Mean with its interval, median and worst patient, in words."
     d = summary['stated'][kind]
@@ -74,13 +76,14 @@ def _score(summary, kind):
     return (f"mean {d['mean']:.3f} ({low:.3f} to {high:.3f}), median {d['median']:.3f}, "
             f"worst {d['worst']:.3f} ({d['worst_patient']})")
 
-# %% ../../nbs/reports/11_sealed_test.ipynb #efecdea7
+# %% ../../nbs/reports/11_sealed_test.ipynb #5e8eee5b
 def _code(about): # Content of `opening.json`
     "The code of an opening, in words."
     commit = f"commit `{about['commit']}`" if about['commit'] else 'no commit'
     changed = ', with changes that were not committed' if about['dirty'] else ''
     return f"{about['source']}; entered with {commit}{changed}" if about['source'] else commit + changed
 
+# %% ../../nbs/reports/11_sealed_test.ipynb #cc9868e0
 def entry_text(
     about:dict, # Content of `opening.json`: number, date, model, version, sha256, reason, source, commit, dirty
     summary:dict, # From `sealed_summary`
@@ -99,7 +102,7 @@ def entry_text(
     own = title + '| | |\n|---|---|\n' + ''.join(f'| {k} | {v} |\n' for k,v in rows.items()) + '\n'
     return own + f'Seal: `{_sha256(text+own)}`\n'
 
-# %% ../../nbs/reports/11_sealed_test.ipynb #c5bc7a8d
+# %% ../../nbs/reports/11_sealed_test.ipynb #7ecc76a2
 def _entry_faults(root, n, e, former): # Number it must have, entry, seal of the one before
     "What is wrong with one entry."
     said = f'opening {n}'
@@ -118,6 +121,7 @@ def _history_faults(root, text):
         former = git_output(root, 'show', f'{commit}:./{path}')
         if former and not text.startswith(former): yield f'the ledger of commit {commit[:7]} was rewritten since'
 
+# %% ../../nbs/reports/11_sealed_test.ipynb #46127d55
 def ledger_faults(
     root=None, # As `find_repo` takes it
 )->list[str]: # Sentences; none for a ledger that is whole
@@ -132,7 +136,7 @@ def ledger_faults(
     kept = {f.name for f in (root/'reports'/STUDY).glob('sealed_*')}
     return faults + [f'`{f}` is in no entry' for f in sorted(kept-{f'sealed_{n}' for n in range(1, len(found)+1)})]
 
-# %% ../../nbs/reports/11_sealed_test.ipynb #fc23c2a3
+# %% ../../nbs/reports/11_sealed_test.ipynb #69f240d9
 @contextlib.contextmanager
 def _alone(root):
     "Hold the ledger, so that two openings cannot both append to the same text."
@@ -144,6 +148,7 @@ def _alone(root):
     try: yield
     finally: lock.unlink()
 
+# %% ../../nbs/reports/11_sealed_test.ipynb #56584bf2
 def append_entry(
     root:Path, # Of the repository
     own:str, # From `entry_text`
@@ -153,7 +158,7 @@ def append_entry(
     if ledger_text(root)!=text: raise RunError(f'`{LEDGER}` was changed meanwhile; open the test again')
     with atomic_path(root/'reports'/LEDGER) as tmp: tmp.write_text(text+own, encoding='utf-8', newline='\n')
 
-# %% ../../nbs/reports/11_sealed_test.ipynb #24fc4dc6
+# %% ../../nbs/reports/11_sealed_test.ipynb #bd5e9660
 OUT_OF_FOLD = '23_learner/cpu' # Run with a score of each development patient
 
 def out_of_fold(
@@ -168,7 +173,7 @@ def out_of_fold(
                             f'{len(FOLDS)} development patients; run study 23 again')
     return [{k: r[k] for k in ('input','patient','dice')} for r in rows if r['input'] in INPUTS]
 
-# %% ../../nbs/reports/11_sealed_test.ipynb #3a8c56ee
+# %% ../../nbs/reports/11_sealed_test.ipynb #8baf78b6
 def draw_sealed(
     folder, # Of an opening
 ): # Figure
@@ -178,6 +183,7 @@ def draw_sealed(
             if r['input']=='all sequences']
     return dice_strip(rows, by='group')
 
+# %% ../../nbs/reports/11_sealed_test.ipynb #091ee238
 def opening_summary(
     folder, # Of an opening
 )->dict: # JSON-ready
@@ -185,7 +191,7 @@ def opening_summary(
     patients, others = (read_rows(Path(folder)/name) for name in TABLES[:2])
     return jsonable(sealed_summary(patients, others, seeds=read_json(Path(folder)/'opening.json')['seeds']))
 
-# %% ../../nbs/reports/11_sealed_test.ipynb #ec9d0dc7
+# %% ../../nbs/reports/11_sealed_test.ipynb #b5f99939
 def _keep(rows, card, record, *, reason, root, date, source=''):
     "`keep_opening` by somebody who holds the ledger."
     text = ledger_text(root)
@@ -204,6 +210,7 @@ def _keep(rows, card, record, *, reason, root, date, source=''):
         append_entry(root, entry_text(about, summary, hashes, text), text)
     return folder
 
+# %% ../../nbs/reports/11_sealed_test.ipynb #c2d51543
 def keep_opening(
     rows:list, # From `sealed_rows`
     card:ModelCard, # Of the model that was scored
@@ -217,7 +224,7 @@ def keep_opening(
     "Write the folder of an opening and its entry in the ledger, both or none."
     with _alone(root): return _keep(rows, card, record, reason=reason, root=root, date=date, source=source)
 
-# %% ../../nbs/reports/11_sealed_test.ipynb #ffcd4582
+# %% ../../nbs/reports/11_sealed_test.ipynb #5d9f2a25
 def check_first_time(
     card:ModelCard, # Of the model to be scored
     root, # Of the repository
@@ -230,7 +237,7 @@ def check_first_time(
             raise ConfigError(f"`{card.name}` with these weights was scored on {e['date']}, opening {e['number']}: "
                               f"read its scores in reports/{STUDY}/sealed_{e['number']}; a model is scored once")
 
-# %% ../../nbs/reports/11_sealed_test.ipynb #bd5e9660
+# %% ../../nbs/reports/11_sealed_test.ipynb #31467886
 def open_sealed(
     cohort:Cohort, # With all sealed patients
     segmenter, # `result.Segmenter`
