@@ -262,7 +262,8 @@ def _place(s):
     step,first = _step_mm(s.frames, normal), s.frames[0]
     s.affine = dicom_affine(first.get('ImageOrientationPatient'), first.get('PixelSpacing'),
                             first.get('ImagePositionPatient'), step)
-    s.spacing_mm = (float(np.linalg.norm(step)), *map(float, first.get('PixelSpacing')))
+    # Along the normal, so that the product of the three is the volume of a voxel, the determinant of the affine
+    s.spacing_mm = (float(step @ normal), *map(float, first.get('PixelSpacing')))
     s.warnings += _step_warnings(s.frames, s.spacing_mm[0])
 
 def series_of(
