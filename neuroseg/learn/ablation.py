@@ -23,7 +23,7 @@ from ..evaluation.comparisons import (difference_scores, holm, paired_test, Scor
                                              verdict)
 from ..evaluation.scores import evaluate_cases
 from .recipe import stored_config
-from .parallel import spread
+from ..segmentation.parallel import spread
 from .cross_validation import fit_cohort, INPUTS, member_runs, plan_run, recipe
 
 # %% ../../nbs/learn/12_ablation.ipynb #1cedd291

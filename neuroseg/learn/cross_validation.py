@@ -32,7 +32,7 @@ from .networks import MODELS
 from .recipe import config_dict, config_from, stored_config, TrainConfig
 from .train import train
 from .export import export_model
-from .parallel import spread
+from ..segmentation.parallel import spread
 
 # %% ../../nbs/learn/10_cross_validation.ipynb #c007
 def _fits(value, kind)->bool: # Whether a value of a JSON file may stand where `kind` is expected
