@@ -22,7 +22,7 @@ EXAMPLES = {
     'nbs/evaluation/01_metrics.ipynb': {'0.65': 'worked out in the lesson below, and asserted there',
                                         '0.00': 'worked out in the lesson below, and asserted there',
                                         '0.75': 'of the formula beside it'},
-    'nbs/evaluation/03_protocols.ipynb': {'0.05': 'set in the example below'},
+    'nbs/evaluation/03_protocols.ipynb': {'0.05': 'set in the example below', '0.75': 'of the ten pixels beside it'},
     'nbs/learn/03_losses.ipynb': {'0.0001': 'a probability', '0.04': 'of the formula beside it',
                                   '.95': 'asserted in the next cell'},
     'nbs/learn/04_networks.ipynb': {'.001': 'a constant of Keras', '.01': 'a momentum of PyTorch',
