@@ -264,6 +264,16 @@ def test_a_console_that_knows_few_letters(card, tmp_path, encoding):
     assert done.returncode == 0 and b'Traceback' not in done.stderr and b'lesion' in done.stdout
 
 
+@pytest.mark.parametrize('words,says', [
+    (['--set', 'prep.size_px=16'], 'prep.size_px is 16'), (['--set', 'seed=-1'], 'seed is -1'),
+    (['--set', 'lr=0'], 'lr is 0'), (['--set', 'lr=0,001'], 'expected float'), (['--set', 'empty_weight=2'], '2'),
+    (['--set', 'prep.context=9'], 'prep.context is 9'), (['--name', 'my model/v1'], 'is no name of a file'),
+    (['--name', '..'], 'is no name of a file')])
+def test_settings_are_refused_before_training(run, cohort, tmp_path, words, says):
+    done = run('train', cohort, '-o', tmp_path/'run', *words)
+    assert done.code == 2 and says in done.err and not (tmp_path/'run').exists()
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 def zero_png(path):

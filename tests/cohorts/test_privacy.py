@@ -14,6 +14,7 @@ from neuroseg.cohorts import phi_kinds
 from neuroseg.cohorts import phi_scan
 from neuroseg.cli import main
 from neuroseg.core import NeurosegError, OutputError, read_json, write_json
+from neuroseg.evaluation.cohort_score import seen_in_training, training_overlap
 from neuroseg.scans.phantom import write_phantom_hospital
 
 # Planted, in pieces, so that this file is not its own find
@@ -315,6 +316,60 @@ def test_a_cohort_that_cannot_be_written_to_is_numbered_all_the_same(hospital, m
     cohort = privacy.policy_of(hospital)
     assert privacy.pseudonym(cohort) == privacy.pseudonym(cohort) and not (hospital/privacy.STATE).exists()
     assert privacy.own_cache(cohort) != hospital/privacy.STATE
+
+
+# ---- whether a patient was trained on: yes, no, or it cannot be told
+
+def card_of(folder):
+    "The facts of a card whose model was trained on all patients of a private cohort."
+    policy = privacy.policy_of(folder)
+    return dict(split=disclosure.safe_split(dict(train=list(policy.patients), test=[]), policy))
+
+
+def trained_on(facts, folder):
+    policy = privacy.policy_of(folder)
+    return seen_in_training(facts, policy.patients, policy)
+
+
+def test_training_patients_are_known_again(hospital, tmp_path):
+    facts, patients = card_of(hospital), list(privacy.policy_of(hospital).patients)
+    assert trained_on(facts, hospital) == sorted(patients)
+    shutil.copytree(hospital/patients[0], hospital/'Zoe_Short')
+    assert 'Zoe_Short' not in trained_on(facts, hospital) # the same key: no means no
+    assert trained_on(facts, shutil.copytree(hospital, tmp_path/'with its key')) == sorted(patients)
+
+
+def test_a_copy_without_its_key_cannot_be_told(hospital, tmp_path):
+    facts = card_of(hospital)
+    copied = shutil.copytree(hospital, tmp_path/'copy', ignore=shutil.ignore_patterns(privacy.STATE))
+    assert trained_on(facts, copied) is None
+    with pytest.raises(NeurosegError, match='training set'):
+        training_overlap(facts, privacy.policy_of(hospital).patients, privacy.policy_of(hospital))
+    said = training_overlap(facts, privacy.policy_of(copied).patients, privacy.policy_of(copied))
+    assert 'does not tell' in said and 'none' not in said
+
+
+def test_a_cohort_that_may_only_be_read_is_known_again(hospital, tmp_path, monkeypatch):
+    "Each policy stands for another process: nothing is kept between them."
+    def refuse(*args, **kwargs): raise PermissionError(13, 'no')
+    monkeypatch.setattr(privacy.os, 'access', lambda folder, mode: False)
+    monkeypatch.setattr(Path, 'mkdir', refuse)
+    def forget(): privacy._DRAWN.clear(); return hospital
+    facts, numbers = card_of(forget()), privacy.pseudonym(privacy.policy_of(hospital))
+    assert trained_on(facts, forget()) == sorted(numbers) and not (hospital/privacy.STATE).exists()
+    assert privacy.pseudonym(privacy.policy_of(forget())) == numbers
+    monkeypatch.undo()
+    other = shutil.copytree(hospital, tmp_path/'other'); (other/'Ann_Miller').rename(other/'Gil_Short')
+    assert trained_on(facts, other) is None
+
+
+@pytest.mark.parametrize('split', [None, dict(), dict(train=9), dict(train=9, keyed=[]), dict(train=9, keyed=['ab'])])
+def test_a_card_that_does_not_tell_is_no_no(hospital, split):
+    assert trained_on(dict(split=split), hospital) is None
+
+
+def test_examinations_of_a_training_patient_are_seen():
+    assert seen_in_training(dict(split=dict(train=['BraTS-GLI-00000-000'])), {'BraTS-GLI-00000'}) == ['BraTS-GLI-00000']
 
 
 @pytest.mark.parametrize('raised',

@@ -1,0 +1,99 @@
+"Damaged files: each is read or refused in a sentence, in time, and never as the scan of somebody else."
+import io, time, zipfile
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from neuroseg.app.uploads import scans_in_folder, unpack
+from neuroseg.core import NeurosegError
+from neuroseg.scans.nifti import read_mask, write_mask_nifti
+from neuroseg.scans.reading import read_scan
+
+pytestmark = pytest.mark.slow
+N = 600 # Files of each kind
+LIMIT_S = 20
+WHO = {'Anna': range(10, 90), 'Bert': range(130, 210)} # Grey levels that tell whose a voxel is
+
+
+def plane(rng, who): return rng.integers(WHO[who][0], WHO[who][-1], (24, 20), dtype=np.uint8)
+
+
+def picture(rng, who, kind):
+    file = io.BytesIO()
+    Image.fromarray(plane(rng, who)).save(file, kind)
+    return file.getvalue()
+
+
+def volume(rng, who, packed):
+    img = nib.Nifti1Image(np.stack([plane(rng, who) for _ in range(4)], -1).astype(np.int16), np.diag([1, 1, 5, 1.]))
+    img.header['descrip'] = b'DOE^JOHN'
+    import gzip
+    return gzip.compress(img.to_bytes(), 1) if packed else img.to_bytes()
+
+
+def archive(rng, who):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, 'w', rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as z:
+        for name in WHO:
+            for k in range(3): z.writestr(f'ward/{name}/MRI/FLAIR/png/slice_{k}.png', picture(rng, name, 'PNG'))
+    return file.getvalue()
+
+
+def damaged(rng, data):
+    "One to eight random changes: bytes, cuts, repeats, runs of zeros."
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 9)):
+        if not data: break
+        a, b = sorted(rng.integers(0, len(data), 2))
+        b = min(b, a+40)
+        match rng.integers(6):
+            case 0 | 1: data[a] = rng.integers(256)
+            case 2: data[a] ^= 1 << int(rng.integers(8))
+            case 3: data[a:b] = bytes(b-a)
+            case 4: data[a:b] = data[a:b]*2
+            case 5: del data[a if rng.random() < .2 else b:]
+    return bytes(data)
+
+
+def owners(values):
+    "Whose grey levels a scan holds."
+    found = np.unique(values)
+    return {w for w, levels in WHO.items() if np.isin(found, list(levels)).mean() > .8}
+
+
+def one(tmp_path, name, data):
+    "Read one damaged file; the outcome and, where it was read, the scans."
+    path = tmp_path/name
+    path.write_bytes(data)
+    start = time.perf_counter()
+    try:
+        if name.endswith('.zip'): scans = [read_scan(f.source) for f in scans_in_folder(unpack(path, tmp_path/'z'), 'w')]
+        else: scans = [read_scan(path)]
+        outcome = 'read'
+    except NeurosegError as e:
+        scans, outcome, text = [], 'refused', str(e)
+        assert text and chr(10) not in text and str(tmp_path) not in text and 'DOE' not in text, text
+    assert time.perf_counter()-start < LIMIT_S, name
+    return outcome, scans
+
+
+@pytest.mark.parametrize('name,make', [
+    ('a_flair.nii', lambda rng, who: volume(rng, who, False)), ('a_flair.nii.gz', lambda rng, who: volume(rng, who, True)),
+    ('a.png', lambda rng, who: picture(rng, who, 'PNG')), ('a.tif', lambda rng, who: picture(rng, who, 'TIFF')),
+    ('a.zip', archive)])
+def test_damaged_files(tmp_path, name, make, record_property):
+    rng, count = np.random.default_rng(2026), {'read': 0, 'refused': 0}
+    for i in range(N):
+        who = list(WHO)[i % 2]
+        folder = tmp_path/str(i); folder.mkdir()
+        outcome, scans = one(folder, name, damaged(rng, make(rng, who)))
+        count[outcome] += 1
+        for scan in scans: assert len(owners(scan.data[0])) < 2, 'voxels of two patients in one scan'
+        if scans and name.startswith('a_flair'):
+            write_mask_nifti(folder/'m.nii', scans[0].data[0] > 50, scans[0])
+            assert b'DOE' not in (folder/'m.nii').read_bytes()
+            assert np.array_equal(read_mask(folder/'m.nii'), scans[0].data[0] > 50)
+    print(f'{name}: {count}')
+    assert count['refused'] > N/20 and sum(count.values()) == N
