@@ -59,6 +59,7 @@ def mark(
 # Identifiers of the Cancer Imaging Archive (with or without the date of the scan) and of the BraTS challenges
 PUBLIC_ID = re.compile(r'TCGA[_-][A-Z0-9]{2}[_-][A-Z0-9]{4}(?:_[0-9]{8})?(?![A-Za-z0-9])'
                        r'|Bra[tT][sS](?:18|19|20\d\d)_[A-Z]{3,}\w*|BraTS\d{4}_\d{5}'
+                       r'|BraTS20_(?:Training|Validation)_\d{3}(?![A-Za-z0-9])'
                        r'|BraTS-(?:GLI|MEN|MET|PED|SSA)-\d{5}(?:-\d{3})?(?![A-Za-z0-9])')
 
 # %% ../../nbs/cohorts/05_privacy.ipynb #c011

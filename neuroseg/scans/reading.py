@@ -251,10 +251,16 @@ def _is_one_scan(path, folders, depth):
 # %% ../../nbs/scans/05_reading.ipynb #s010
 MAX_DEPTH = 12 # Levels of folders that are searched; an export of a hospital has about six
 
+def _holds_results(folder):
+    "Whether all folders in a folder are results: it was `OUT` of an earlier run."
+    try: inside = folder_entries(folder)[1]
+    except InputError: return False
+    return bool(inside) and all(map(is_result, inside))
+
 def _searched(path, folders, skip):
     "The folders to search below a folder, and messages for those that are not."
     here = path.resolve()
-    results = [p for p in folders if is_result(p)]
+    results = [p for p in folders if is_result(p) or _holds_results(p)]
     loops = [p for p in folders if p.is_symlink() and here.is_relative_to(p.resolve())]
     notes = [Message('results_left_out', '{n} earlier result(s) of NeuroSeg are left out: {names}', 'note',
                      n=len(results), names=shown(results))] if results else []
