@@ -109,6 +109,8 @@ def load_nifti(
         # a value too large for float32 becomes infinite, and is reported below
         with np.errstate(over='ignore'): v = np.asanyarray(img.dataobj, dtype=np.float32)
         img.extra['pixdim'] = stored_sizes(raw, cls)
+        if min(img.extra['pixdim'])<=0 and img.header['sform_code']>0: # nibabel took 1 for 0, which a copy would keep
+            img.header['pixdim'][1:4] = nib.affines.voxel_sizes(img.affine)
     _check_values(v, img.affine, path.name)
     geometry_warnings(img, img.extra['pixdim'], path.name)
     v = v.reshape(*v.shape[:3], *[1]*(3-v.ndim)) if v.ndim<3 else v.reshape(v.shape[:3])

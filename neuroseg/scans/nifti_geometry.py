@@ -75,8 +75,9 @@ def check_sizes(
     if not has_sform or min(stored)<=0: return []
     stored = np.where(np.isnan(stored), norms, stored)
     skewed = skewness(affine)>SKEW_TOL
-    box = np.abs(norms/stored-1).max()>SIZE_TOL and not skewed
-    if box or abs(det/np.prod(stored)-1)>SIZE_TOL: raise _refused(name, norms, stored)
+    edges = np.abs(norms/stored-1).max()<=SIZE_TOL
+    volume = abs(det/np.prod(stored)-1)<=SIZE_TOL # where the distance of the slices was stored, not the edge
+    if not (edges or skewed and volume): raise _refused(name, norms, stored)
     if not skewed: return []
     return [Message('sheared', 'the axes of `{name}` are not at right angles (its slices are shifted by {degrees:.1f} '
                     'degrees): check that the mask fits', name=name,

@@ -8,7 +8,7 @@ from scan_files import one_sentence, RNG
 
 from neuroseg.core import InputError
 from neuroseg.scans.masks import lesion_stats
-from neuroseg.scans.nifti import read_nifti, write_mask_nifti, write_prob_nifti
+from neuroseg.scans.nifti import read_mask, read_nifti, write_mask_nifti, write_prob_nifti
 from neuroseg.scans.nifti_geometry import axes_spacing
 
 AFFINE = np.diag([3, 3, 5, 1.])
@@ -57,9 +57,10 @@ def test_a_size_of_zero_is_no_size(tmp_path, codes):
     assert volume_ml(scan) is None
 
 
-def test_a_sheared_sform_has_the_volume_of_its_determinant(tmp_path):
+@pytest.mark.parametrize('pixdim', [(3, 3, 5), (3, 3, 34**.5)]) # the distance of the slices, or the edge of a voxel
+def test_a_sheared_sform_has_the_volume_of_its_determinant(tmp_path, pixdim):
     sheared = AFFINE.copy(); sheared[1, 2] = 3
-    def edit(img): only_sform(sheared)(img); img.header['pixdim'][1:4] = 3, 3, 5
+    def edit(img): only_sform(sheared)(img); img.header['pixdim'][1:4] = pixdim
     plain, scan = read_nifti(file(tmp_path/'b_flair.nii')), read_nifti(file(tmp_path/'a_flair.nii', edit))
     assert volume_ml(scan) == pytest.approx(volume_ml(plain)) == pytest.approx(VOXELS.size*45/1000)
     warn, = scan.warnings
@@ -99,3 +100,16 @@ def test_no_text_of_a_header_is_copied(tmp_path, cls):
     write_mask_nifti(tmp_path/'m.nii', scan.data[0] > 50, scan)
     write_prob_nifti(tmp_path/'p.nii', scan.data[0]/500, scan)
     for f in ('m.nii', 'p.nii'): assert b'DOE' not in (tmp_path/f).read_bytes()
+
+
+def test_a_sheared_sform_of_another_size_is_refused(tmp_path):
+    sheared = AFFINE.copy(); sheared[1, 2] = 3
+    def edit(img): only_sform(sheared)(img); img.header['pixdim'][1:4] = 3, 3, 7
+    with pytest.raises(InputError, match='by its pixdim'): read_nifti(file(tmp_path/'a_flair.nii', edit))
+
+
+def test_a_pixdim_of_zero_beside_an_sform(tmp_path):
+    scan = read_nifti(file(tmp_path/'a_flair.nii', only_sform(AFFINE), at=76+12))
+    assert scan.spacing_mm == (5, 3, 3)
+    write_mask_nifti(tmp_path/'m.nii', scan.data[0] > 50, scan)
+    assert read_mask(tmp_path/'m.nii').any() and nib.load(tmp_path/'m.nii').header.get_zooms() == (3, 3, 5)
