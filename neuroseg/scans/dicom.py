@@ -10,7 +10,7 @@ __all__ = ['FIRST_VRS', 'IDENTITY_TAGS', 'PLACE_TAGS', 'OTHER_TAGS', 'TAGS', 'NU
            'check_stored', 'in_units', 'dicom_planes', 'series_warnings']
 
 # %% ../../nbs/scans/04_dicom.ipynb #dc003
-import math, re, warnings
+import functools, math, re, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,12 +93,18 @@ def _number(v):
     if not isinstance(v, (int, float)) or not math.isfinite(v): raise ValueError(v)
     return v
 
+@functools.cache
+def _tag(keyword): # Its number; pydicom finds an attribute faster by it
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.tag import Tag
+    return Tag(tag_for_keyword(keyword))
+
 def _values(ds, keywords):
     "The attributes of a data set that hold a value, and the keywords of those that cannot be read."
     known,odd = {}, []
     for k in keywords:
         try:
-            v = _plain(ds.get(k))
+            v = _plain(ds[tag].value) if (tag := _tag(k)) in ds else None
             if v is not None and k in NUMBERS: v = _number(v)
         except Exception: odd.append(k) # of any kind: pydicom converts a value when it is asked for
         else:
