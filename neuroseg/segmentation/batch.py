@@ -9,13 +9,19 @@ __all__ = ['TABLE', 'COLUMNS', 'predict_case', 'write_table', 'predict_cases']
 
 # %% ../../nbs/segmentation/07_batch.ipynb #c003
 import contextlib, csv, os
+from functools import lru_cache, partial
 from pathlib import Path
 
+from .. import __version__
 from ..core import as_message, atomic_path, ConfigError, InputError, Message, NeurosegError, OutputError
 from ..scans.pictures import is_mask
 from ..scans.nifti import is_nifti
 from ..scans.reading import case_names, expand, Found, group_sequences
+from .card import ModelCard, weights_dir
+from .network import cores
 from .result import Segmenter
+from .parallel import each_done, workers_of
+from .resume import finished_report, run_settings, sweep
 
 # %% ../../nbs/segmentation/07_batch.ipynb #c007
 def _refuse_mask(found:Found):
@@ -24,6 +30,12 @@ def _refuse_mask(found:Found):
         raise InputError(Message('is_mask', '`{name}` is a mask by its name, not a scan; give the scan', 'error',
                                  name=found.source.name))
 
+# %% ../../nbs/segmentation/07_batch.ipynb #4a31dd23
+def _finished(segmenter, found, folder, also, *, threshold=None, flips=None, **_):
+    "The report of an earlier call, marked as `resumed`; None where there is none of the same scan and settings."
+    said = finished_report(folder, found.source, segmenter.card, threshold=threshold, flips=flips, also=also)
+    return said and said | dict(resumed=True)
+
 # %% ../../nbs/segmentation/07_batch.ipynb #c009
 def predict_case(
     segmenter:Segmenter,
@@ -31,15 +43,18 @@ def predict_case(
     folder:Path, # For its result
     *,
     replace:bool=False, # Whether the result of another scan may be replaced
+    resume:bool=False, # Whether a finished result of the same files, model and settings is left as it is
     also=(), # As `Segmentation.save` takes it
     **kwargs, # Passed to `Segmenter.segment`
-)->dict: # The report, or `case` and `error`
+)->dict: # The report, with `resumed` where it was there already; or `case` and `error`
     "Segment one scan and save the result; a fault of the input, the disk or the memory is returned as `error`."
     try:
         _refuse_mask(found)
+        if resume and (said := _finished(segmenter, found, folder, also, **kwargs)): return said
         result = segmenter.segment(found.source, **kwargs)
         result.warnings = [*map(as_message, found.notes), *result.warnings]
-        return result.save(folder, replace=replace, also=also)
+        settings = run_settings(segmenter.card, found.source, flips=kwargs.get('flips'), also=also)
+        return result.save(folder, replace=replace, also=also, settings=settings)
     except NeurosegError as e: return dict(case=folder.name, error=str(e))
     except MemoryError:
         return dict(case=folder.name, error=f'`{folder.name}` needs more memory than there is; crop it, or close other '
@@ -64,6 +79,56 @@ def _attempt(segmenter, found, folder, how):
         where = f'{Path(tb.tb_frame.f_code.co_filename).name}, line {tb.tb_lineno}'
         return dict(case=folder.name, error=f'`{folder.name}` met a fault of neuroseg itself ({type(e).__name__} in '
                     f'{where}); please report it')
+
+# %% ../../nbs/segmentation/07_batch.ipynb #47d91dcc
+def _card_name(
+    card:ModelCard, # Of the model
+)->str: # What `load_card` finds it by, on every machine
+    "A shipped model by its name, another by its path."
+    return card.name if card.path.parent==weights_dir() else str(card.path.absolute())
+
+@lru_cache(maxsize=1)
+def _model_of_worker(name, threads, facts, version):
+    "The model that a worker has loaded; `ConfigError` where it is another one than that of the caller."
+    if version!=__version__:
+        raise ConfigError(f'a worker runs neuroseg {__version__} and the batch was begun with {version}; install '
+                          'the same version on both')
+    segmenter = Segmenter(name, threads=threads)
+    if run_settings(segmenter.card, '')['card']!=facts:
+        raise ConfigError(f'a worker finds another model under `{segmenter.card.name}` than the batch was begun with; '
+                          'let both see the same files')
+    return segmenter
+
+# %% ../../nbs/segmentation/07_batch.ipynb #e351936a
+def _on_worker(model, how, job):
+    "The report of a case; an error is forgotten where another worker has finished the case in the meantime."
+    found,folder = job
+    try: segmenter = _model_of_worker(*model)
+    except NeurosegError as e: return dict(case=folder.name, error=str(e))
+    said = _attempt(segmenter, found, folder, how)
+    if 'error' not in said or not how['resume']: return said
+    with contextlib.suppress(Exception):
+        return _finished(segmenter, found, folder, how['also'], **{k: how[k] for k in ('threshold','flips')}) or said
+    return said
+
+# %% ../../nbs/segmentation/07_batch.ipynb #2f364eb3
+def _report_of(future, name):
+    "The report of a case that has ended on a worker."
+    try: return future.result()
+    except Exception as e:
+        why = (f'the worker that segmented `{name}` died again and again, perhaps for want of memory; give each worker '
+               'more, or segment it alone' if type(e).__name__=='KilledWorker' else
+               f'`{name}` could not be given to a worker ({type(e).__name__}: {e}); is the same version of neuroseg '
+               'installed there?')
+        return dict(case=name, error=' '.join(why.split()))
+
+def _spread(card, threads, jobs, how, workers, scheduler):
+    "Numbers and reports of jobs on workers, as they end."
+    threads = threads or (1 if scheduler else max(1, cores()//workers))
+    model = _card_name(card), threads, run_settings(card, '')['card'], __version__
+    with workers_of(workers, scheduler) as client:
+        for i,future in each_done(client, partial(_on_worker, model, how), jobs):
+            yield i, _report_of(future, jobs[i][1].name)
 
 # %% ../../nbs/segmentation/07_batch.ipynb #3fd17df5
 TABLE = 'cases.csv'
@@ -93,30 +158,51 @@ def write_table(
             table.writeheader()
             table.writerows(rows.values())
 
-# %% ../../nbs/segmentation/07_batch.ipynb #c018
+# %% ../../nbs/segmentation/07_batch.ipynb #f853d2c6
+def _in_turn(segmenter, jobs, how):
+    "Numbers and reports of jobs in this process."
+    for i,(found,folder) in enumerate(jobs): yield i, _attempt(segmenter, found, folder, how)
+
+def _gathered(ended, names, out, progress):
+    "Reports in the order of the cases; the table is written also after Ctrl-C: what is done is done."
+    from tqdm.auto import tqdm
+    reports = {}
+    try:
+        with tqdm(total=len(names), desc='predict', unit='case', disable=not progress or len(names)<2) as bar:
+            for i,report in ended:
+                reports[i] = report
+                bar.update()
+    finally:
+        ended.close() # ends the workers that were started for it
+        if len(names)>1: write_table(out/TABLE, [reports[i] for i in sorted(reports)])
+    return [reports[i] for i in range(len(names))]
+
+# %% ../../nbs/segmentation/07_batch.ipynb #9ba42e12
 def predict_cases(
     inputs, # A path or many: slices, folders of slices, NIfTI volumes, DICOM folders, folders of these
     out, # Folder for the results; a folder is made in it for each case
     *,
     model=None, # Name of a shipped model or path of a card; by default as in `load_card`
-    threads:int|None=None, # Threads that compute; by default one per core
+    threads:int|None=None, # Threads that compute, in each worker; by default one per core, shared by the workers
     threshold:float|None=None, # Above which a voxel is tumour; by default the card's
     flips:bool|None=None, # Average with the prediction for the mirrored scan; by default as the card says
     replace:bool=False, # Whether results of other scans in `out` may be replaced
+    resume:bool=True, # Whether finished results of the same files, model and settings are left as they are
     also=(), # As `Segmentation.save` takes it
     progress:bool=False, # Show a bar
+    workers:int=1, # Processes on this machine; 1: this process
+    scheduler:str|None=None, # Address of a Dask scheduler, 'tcp://10.0.0.5:8786'; then `workers` is not used
 )->list: # A report a case; that of a case that failed has the key `error`
     "Segment many scans; a scan that cannot be read does not stop the others. `cases.csv` lists them."
     out = Path(out).absolute()
     if out.exists() and not out.is_dir(): raise OutputError(f"`{out.name}` is a file; name a folder for the results")
+    if workers<1: raise ConfigError(f'workers={workers}; expected at least 1')
     found = _found_scans(inputs, out)
     segmenter,names = Segmenter(model, threads=threads), case_names(found)
-    if progress and len(found)>1:
-        from tqdm.auto import tqdm
-        found = tqdm(found, desc='predict', unit='case')
-    how,reports = dict(threshold=threshold, flips=flips, replace=replace, also=also), []
-    try:
-        for f,name in zip(found, names): reports.append(_attempt(segmenter, f, out/name, how))
+    jobs,workers = [(f, out/name) for f,name in zip(found, names)], min(workers, len(found))
+    how = dict(threshold=threshold, flips=flips, replace=replace, resume=resume, also=also)
+    sweep(out, [*names, TABLE])
+    if workers==1 and not scheduler: return _gathered(_in_turn(segmenter, jobs, how), names, out, progress)
+    try: return _gathered(_spread(segmenter.card, threads, jobs, how, workers, scheduler), names, out, progress)
     finally:
-        if len(names)>1: write_table(out/TABLE, reports) # also after Ctrl-C: what is done is done
-    return reports
+        if not scheduler: sweep(out, names) # the workers have ended; those of a scheduler finish what they began

@@ -11,8 +11,24 @@ __all__ = ['CONNECT_S', 'LOCAL', 'NO_WORKER_S', 'workers_of', 'each_done', 'spre
 import contextlib, time
 from itertools import islice
 
+from .. import __version__
 from ..core import ConfigError, need, NeurosegError, RunError
 from .network import cores
+
+# %% ../../nbs/segmentation/10_parallel.ipynb #d8c1123c
+def _version():
+    "The version of the package where this is called."
+    return __version__
+
+def _check_workers(client):
+    "`ConfigError` where a worker has not this package in this version: Dask would lose each worker that gets a job."
+    try: found = set(client.run(_version).values())
+    except Exception as e:
+        raise ConfigError(f'a worker of the Dask scheduler cannot load neuroseg ({type(e).__name__}: {e}); install '
+                          f'neuroseg {__version__} on every worker') from e
+    if found - {__version__}:
+        raise ConfigError(f"workers of the Dask scheduler run neuroseg {', '.join(sorted(found))}; install "
+                          f'{__version__} on every worker')
 
 # %% ../../nbs/segmentation/10_parallel.ipynb #c006
 CONNECT_S = 10 # Seconds to wait for a scheduler; one that runs answers at once
@@ -30,7 +46,9 @@ def workers_of(
         except (OSError, TimeoutError, ValueError) as e:
             raise ConfigError(f"no Dask scheduler answers at `{address}`; start one with `dask scheduler`, "
                               "or leave the address out") from e
-        with client: yield client
+        with client:
+            _check_workers(client)
+            yield client
     else:
         try: cluster = distributed.LocalCluster(n_workers=workers, **LOCAL)
         except (RuntimeError, OSError, TimeoutError) as e:

@@ -228,10 +228,12 @@ def save(self:Segmentation,
     case:str|None=None, # Name of the case; by default the name of the folder
     replace:bool=False, # Whether the result of another scan may be replaced
     also=(), # Functions of the result and its folder that write further files
-)->dict: # The report
+    settings:dict|None=None, # Stored in the report, for `resume.finished_report`
+)->dict: # The content of `report.json`
     "Write mask, preview and report, all or nothing; `OutputError` where that is not possible."
     folder,scan = Path(folder).absolute(), self.scan
-    said,ours = self.report(case or folder.name), replaceable(folder)
+    said = jsonable(self.report(case or folder.name) | dict(settings=settings))
+    ours = replaceable(folder)
     if ours and not replace and not same_input(folder, said['input']):
         raise OutputError(f'`{folder.name}` holds the result of another scan of this name; name another folder for '
                           'the results, or allow it to be replaced')
@@ -243,5 +245,6 @@ def save(self:Segmentation,
         caption = f'{self.card.name} {self.card.version}. {NOTICE}'
         preview(scan, self.mask, caption=caption).save(tmp/'preview.png')
         for write in also: write(self, tmp)
+        said['files'] = sorted(f.relative_to(tmp).as_posix() for f in tmp.rglob('*') if f.is_file())
         write_json(tmp/'report.json', said)
     return said

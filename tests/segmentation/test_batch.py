@@ -50,7 +50,7 @@ def test_files_of_one_patient_are_one_scan(tmp_path, card_path):
     for given in (tmp_path, sorted(tmp_path.glob('*_[ft]*.nii.gz'))):
         said = predict_cases(given, tmp_path/'out', model=card_path)
         assert [s['case'] for s in said] == ['p1', 'p2']
-        assert [s['scan']['sequences'] for s in said] == [('pre', 'flair', 'post')]*2
+        assert [s['scan']['sequences'] for s in said] == [['pre', 'flair', 'post']]*2
         assert all(says(s['warnings'], 'not a known sequence, ignored') for s in said)
 
 
@@ -233,7 +233,7 @@ def test_examinations_before_and_after_an_operation_are_two_scans(tmp_path, card
     write_nifti(tmp_path/'p01_pre_t1.nii.gz', v)
     said = predict_cases(tmp_path, tmp_path/'out', model=card_path)
     assert [(s['case'], s['scan']['sequences'], len(s['input'])) for s in said] == [
-        ('p01_post_flair', ('flair',), 1), ('p01_pre_flair', ('flair',), 1)]
+        ('p01_post_flair', ['flair'], 1), ('p01_pre_flair', ['flair'], 1)]
     assert says(said[0]['warnings'], 'of which examination') and 'p01_pre_t1.nii.gz' in str(said[0]['warnings'])
 
 
@@ -241,7 +241,7 @@ def test_identifiers_that_differ_in_a_sign_are_two_patients(tmp_path, card_path)
     v, _ = head((3, 40, 40))
     for n in ('A-1_flair', 'A_1_t1ce'): write_nifti(tmp_path/f'{n}.nii.gz', v)
     said = predict_cases(tmp_path, tmp_path/'out', model=card_path)
-    assert [s['case'] for s in said] == ['A-1_flair', 'A_1_t1ce'] and said[0]['scan']['sequences'] == ('flair',)
+    assert [s['case'] for s in said] == ['A-1_flair', 'A_1_t1ce'] and said[0]['scan']['sequences'] == ['flair']
     assert 'error' in said[1] # no FLAIR of that patient
 
 
