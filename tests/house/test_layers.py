@@ -1,6 +1,7 @@
 """The house: folders are floors, and an import points to a floor below.
 
-    7  cli                                every job as one command
+    8  cli                                every job as one command
+    7  commands                           the commands, by what they work on
     6  learn, reports, app, hospital      four wings that do not import each other
     5  evaluation
     4  cohorts
@@ -18,9 +19,10 @@ from pathlib import Path
 import pytest
 
 FLOOR = {'core': 1, 'scans': 2, 'segmentation': 3, 'cohorts': 4, 'evaluation': 5,
-         'learn': 6, 'reports': 6, 'app': 6, 'hospital': 6, 'cli': 7, '__main__': 8}
+         'learn': 6, 'reports': 6, 'app': 6, 'hospital': 6, 'commands': 7, 'cli': 8,
+         '__main__': 9}
 # What the base install runs: importable with its requirements alone
-BASE = {'__init__', '__main__', 'core', 'scans', 'segmentation', 'cohorts', 'evaluation', 'cli'}
+BASE = {'__init__', '__main__', 'core', 'scans', 'segmentation', 'cohorts', 'evaluation', 'commands', 'cli'}
 HEAVY = {'av', 'dask', 'distributed', 'fastai', 'kaggle', 'matplotlib', 'monai', 'nbconvert', 'nilearn', 'pandas',
          'papermill', 'reportlab', 'scipy', 'seaborn', 'sklearn', 'streamlit', 'timm', 'torch', 'torchvision'}
 TRAINERS = {'learn.trainer', 'learn.train'}
@@ -141,7 +143,7 @@ def test_no_circle_inside_a_folder(root): assert circle(sources(root)) == []
     ('core', 'import neuroseg.scans.masks', 'core (floor 1) imports scans.masks (floor 2)'),
     ('scans.nifti', 'def f():\n    from ..segmentation.result import Segmenter',
      'scans.nifti (floor 2) imports segmentation.result (floor 3)'),
-    ('segmentation.card', 'from neuroseg import cli', 'segmentation.card (floor 3) imports cli (floor 7)'),
+    ('segmentation.card', 'from neuroseg import cli', 'segmentation.card (floor 3) imports cli (floor 8)'),
     ('cohorts.cases', "need('neuroseg.evaluation.scores', extra='x')",
      'cohorts.cases (floor 4) imports evaluation.scores (floor 5)'),
     ('reports.claims', 'from neuroseg.learn import export', 'reports.claims (floor 6) imports learn.export (floor 6)'),
