@@ -175,7 +175,7 @@ def test_a_former_result_is_replaced_whole_or_not_at_all(tmp_path, card_path, mo
     before = {n: (out/'case'/n).read_bytes() for n in names(out/'case')}
     def full(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(result, 'write_json', full)
-    said, = predict_cases(folder, out, model=card_path)
+    said, = predict_cases(folder, out, model=card_path, resume=False)
     assert said['error'] == 'cannot write `case`: no space left on device'
     assert {n: (out/'case'/n).read_bytes() for n in names(out/'case')} == before
     assert [p.name for p in out.iterdir()] == ['case']
