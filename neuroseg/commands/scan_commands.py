@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from ..core import ConfigError, need
-from .command import _sequence_list, _share, arg, command, FAILED, MODEL, NO_FLIPS, THREADS
+from .command import _count, _sequence_list, _share, arg, command, FAILED, MODEL, NO_FLIPS, THREADS
 
 # %% ../../nbs/commands/02_scan_commands.ipynb #c046
 def _print_reports(reports):
@@ -23,6 +23,9 @@ def _print_reports(reports):
         if 'error' not in r: print(describe(r), *(f"  {w['severity']}: {w['text']}" for w in r['warnings']), sep='\n')
         else: print('neuroseg:', *([] if r['case'] in r['error'] else [f"{r['case']}:"]), r['error'], file=sys.stderr)
     failed = [r['case'] for r in reports if 'error' in r]
+    if n := sum('resumed' in r for r in reports):
+        print(f'neuroseg: {n} of {len(reports)} results were finished before and are left as they were (--again '
+              'segments again)', file=sys.stderr)
     if failed and len(reports)>1:
         print(f'neuroseg: {len(reports)-len(failed)} of {len(reports)} scans were segmented, {len(failed)} failed '
               f"({', '.join(failed)}); cases.csv lists them all", file=sys.stderr)
@@ -56,6 +59,7 @@ def _also(args):
     from neuroseg.hospital.dicom_sr import write_dicom
     return [partial(write_dicom, seg=args.dicom_seg, sr=args.dicom_sr, empty_frames=args.empty_frames)]
 
+# %% ../../nbs/commands/02_scan_commands.ipynb #30940489
 @command('predict',
     arg('inputs', nargs='*', metavar='INPUT',
         help='slice (PNG, TIFF, JPEG), folder of slices, NIfTI volume, DICOM folder, or a folder of such'),
@@ -69,12 +73,16 @@ def _also(args):
     arg('--as', dest='roles', action='append', default=[], choices=('flair','pre','post'),
         help='what that series is: flair, pre (T1 before contrast), post (T1 after contrast)'),
     arg('--replace', action='store_true', help='replace results of other scans in OUT, too'), THREADS,
+    arg('--again', action='store_true', help='segment scans again whose results in OUT are finished'),
+    arg('--workers', type=_count, default=1, metavar='N', help='scans segmented at the same time (default: 1)'),
+    arg('--scheduler', metavar='ADDRESS', help='Dask cluster whose workers segment the scans: tcp://10.0.0.5:8786'),
     arg('--dicom-seg', action='store_true', help='also write the mask as DICOM SEG (for DICOM input)'),
     arg('--dicom-sr', action='store_true', help='also write the measurements as DICOM SR (for DICOM input)'),
     arg('--empty-frames', action='store_true', help='store slices without tumour in the SEG, too'),
     example='''neuroseg predict scan.nii.gz -o out
 neuroseg predict patient_1/ patient_2/ -o out
 neuroseg predict a.nii.gz b.nii.gz --sequences flair,post -o out
+neuroseg predict cohort/ -o out --scheduler tcp://10.0.0.5:8786
 neuroseg predict --sample -o out''')
 def predict(args):
     "segment the tumour in scans"
@@ -89,7 +97,8 @@ def predict(args):
                replace=args.replace, also=_also(args))
     if args.series or args.roles: return _print_reports([_predict_series(args, how)])
     if args.sequences: return _print_reports([predict_named(args.inputs, args.sequences, args.out, **how)])
-    return _print_reports(predict_cases(args.inputs, args.out, progress=sys.stderr.isatty(), **how))
+    how |= dict(resume=not args.again, workers=args.workers, scheduler=args.scheduler, progress=sys.stderr.isatty())
+    return _print_reports(predict_cases(args.inputs, args.out, **how))
 
 # %% ../../nbs/commands/02_scan_commands.ipynb #dcmcli5
 @command('series',
