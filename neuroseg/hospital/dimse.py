@@ -12,7 +12,6 @@ __all__ = ['WARNING_BITS', 'FIND', 'PENDING', 'OWN_MODALITIES', 'PUSH_MODEL', 'P
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..core import need, NeurosegError
 from .dicom_seg import derived_uid

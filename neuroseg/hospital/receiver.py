@@ -14,7 +14,6 @@ import hashlib, io, os, shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastcore.basics import patch
 
 from ..core import ConfigError, need, OutputError
 from .jobs import Jobs
