@@ -113,6 +113,7 @@ def _is_cohort(folder:Path, cohort:str)->bool:
     "Whether `folder` is that cohort, by its name or by its content."
     return folder.name==cohort or any(any(folder.glob(mark)) for mark in COHORT_MARKS.get(cohort, ()))
 
+# %% ../nbs/00_core.ipynb #fdb08225
 def _cohort_folders(cohort:str)->list: # In the order in which they are tried
     "Folders where a cohort may lie."
     root = os.environ.get('NEUROSEG_DATA')
@@ -180,6 +181,7 @@ def _concerns(e:OSError, path:Path)->bool:
     named = Path(os.fsdecode(e.filename)).absolute()
     return named.is_relative_to(path) or path.is_relative_to(named)
 
+# %% ../nbs/00_core.ipynb #e3823436
 @contextlib.contextmanager
 def _as_output_error(path, tmp):
     "Turn an `OSError` about `path` or `tmp` into an `OutputError`; one that names another file passes through."
@@ -343,6 +345,7 @@ def _cpu_model()->str: # Empty where the system does not tell
     lines = info.read_text().splitlines() if info.exists() else []
     return next((l.split(':',1)[1].strip() for l in lines if l.startswith('model name')), platform.processor())
 
+# %% ../nbs/00_core.ipynb #a702f954
 def hardware()->dict: # cpu, cores, ram_gb (None where unknown), gpu (None without one, or without torch), system
     "The machine that runs this."
     ram = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30 if hasattr(os, 'sysconf') else None

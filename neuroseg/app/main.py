@@ -135,6 +135,7 @@ def _frames(names):
     most = min(first+MAX_FRAMES-1, MAX_DECODED)
     return first, b.number_input(t('last_frame', n=MAX_FRAMES), first, most, most, key=f'last {first}')
 
+# %% ../../nbs/app/09_main.ipynb #d1f4f209
 def _together(names):
     "Whether several pictures are slices of one scan, as the visitor says."
     n,kinds = sum(name.endswith(IMAGE_ENDINGS) for name in names), ['one_scan','separate']
@@ -220,6 +221,7 @@ def _overview_row(result):
              s['n_components'], _cell(seg.confidence, '.2f'))
     return '| '+' | '.join(map(str, cells))+' |'
 
+# %% ../../nbs/app/09_main.ipynb #47794bdd
 def overview(
     results:list, # `Result`s
 ):
@@ -258,6 +260,7 @@ def page_content():
     overview(results)
     show_scan(results[st.selectbox(t('scan'), range(len(names)), format_func=names.__getitem__, key='scan')])
 
+# %% ../../nbs/app/09_main.ipynb #2553bb87
 def _start(choice, refusals):
     "What to do first, where nothing is chosen yet."
     if choice.key is None and not refusals: st.info(t('start'), icon=':material/arrow_upward:')

@@ -108,6 +108,7 @@ def _with_named(found, named):
     own = {named[s.uid]: s.uid for s in found.source.series if s.uid in named}
     return replace(found, source=replace(found.source, named=own, only_named=True)) if own else found
 
+# %% ../../nbs/app/05_session.ipynb #ed69ca4e
 def _stored_scans(uploads, folder, together, named=None):
     "The scans in an upload, or a `Refusal` of all of it."
     try:

@@ -63,10 +63,14 @@ class Cohort:
 # %% ../../nbs/cohorts/08_cohort.ipynb #2d192be1
 @patch(as_prop=True)
 def patients(self:Cohort)->tuple: return self.policy.patients # Names, each once
+
 @patch(as_prop=True)
 def development(self:Cohort)->tuple: return tuple(development(self.cases)) # Cases that may be trained on
+
 @patch(as_prop=True)
 def sealed(self:Cohort)->tuple: return tuple(sealed(self.cases)) # Cases of the final test
+
+# %% ../../nbs/cohorts/08_cohort.ipynb #021f06ae
 @patch
 def folds(self:Cohort)->dict: # Patient to fold; for the LGG cohort the published folds
     "The fold of each development patient."

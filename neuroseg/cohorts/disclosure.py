@@ -53,6 +53,7 @@ def _spread(values):
     sd = float(np.std(values, ddof=1)) if len(values)>1 else 0.
     return dict(sd=sd) | dict(zip(names, map(float, np.percentile(values, (0,25,50,75,100)))))
 
+# %% ../../nbs/cohorts/07_disclosure.ipynb #1d79a2b0
 def averages(
     rows:list, # Dicts, about patients
     n_patients:int, # How many patients they are about
@@ -108,6 +109,7 @@ def _safe_dict(d, safe, few, known):
     def revealing(k): return few and (str(k) in TELLING or str(k).endswith('ci95'))
     return {str(k): FEW if few and k in SPOKEN else safe(v) for k,v in d.items() if not revealing(k)}
 
+# %% ../../nbs/cohorts/07_disclosure.ipynb #f7f1770c
 def _safe_list(values, safe, known):
     "A list of patients as their number, rows and long lists of numbers as a count, any other list with safe values."
     if any(str(v) in known for v in values): return len(values)
@@ -220,6 +222,7 @@ def json(self:Results,
     write_json(self.folder/name, self.facts(jsonable(obj), n_patients=n_patients))
     return self.folder/name
 
+# %% ../../nbs/cohorts/07_disclosure.ipynb #fac36715
 @patch
 def table(self:Results,
     name:str, # Of the file
@@ -256,6 +259,7 @@ def record(self:Results,
     with record_run(params | about, self.hash(plain)) as rec: yield rec
     rec.save(self.folder/'run.json')
 
+# %% ../../nbs/cohorts/07_disclosure.ipynb #736f8d64
 @contextlib.contextmanager
 def writing_results(
     folder, # For the results

@@ -124,6 +124,7 @@ def _check_archive(infos, max_bytes, max_files):
         raise DataError(f"the archive would unpack to {len(infos):,} files of {mb(n_bytes)}, "
                         f"more than the cohort has; {AGAIN}")
 
+# %% ../../nbs/cohorts/04_fetch.ipynb #4e063ce3
 def _target(info):
     "The path of an entry below `kaggle_3m`; None if it does not belong to the cohort."
     parts = PurePosixPath(info.filename).parts

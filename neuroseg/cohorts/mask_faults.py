@@ -19,6 +19,7 @@ def head_px(
     "Voxels that are brighter than the background."
     return flair>DARK*np.percentile(flair, 99)
 
+# %% ../../nbs/cohorts/13_mask_faults.ipynb #842fc39a
 def rim_share(
     mask:np.ndarray, # Boolean `(Z,Y,X)`
 )->float: # 0 to 1

@@ -100,6 +100,7 @@ def _exif(body, place): # Bytes of an EXIF block
     yield 'EXIF', place
     if b'\xff\xd8\xff' in body or b'\x89PNG\r' in body: yield 'thumbnail', place
 
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #6682c8d3
 def _png(data):
     "Text in the chunks of a PNG, and after them."
     at = 8
@@ -113,6 +114,7 @@ def _png(data):
         if kind==b'IEND' and at<len(data): yield 'picture text', 'after the last chunk'
         if kind==b'IEND': return
 
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #1d57c4f1
 def _jpeg(data):
     "Text in the segments of a JPEG."
     at = 2
@@ -161,6 +163,7 @@ def _onnx_text(buf, doc, meta, place): # Fields of one protobuf message
         if n==doc and len(v): yield 'ONNX text', f'doc string of {place}'
         if n==meta and len(v): yield 'ONNX text', f'metadata of {place}'
 
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #9800d750
 def onnx_kinds(
     data:bytes, # An .onnx file
 ): # Yields each kind and its place
@@ -174,6 +177,7 @@ def onnx_kinds(
                 if n in _PARTS: yield from _onnx_text(v, *_PARTS[n])
     except (ValueError, IndexError, TypeError): yield 'opaque file', 'protobuf'
 
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #b1651f96
 def safetensors_kinds(
     data:bytes, # A .safetensors file
 ): # Yields each kind and its place
@@ -209,6 +213,7 @@ def _array_kind(f, place): # File object at the beginning of a .npy file
     if dtype.hasobject: yield 'opaque file', place
     elif np.prod(shape)>=MIN_ARRAY or dtype.kind in 'US': yield 'array', place
 
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #ccddbd36
 def array_kinds(
     data:bytes, # A .npy or .npz file
 ): # Yields each kind and its place
@@ -243,6 +248,7 @@ def csv_kinds(
     lines = list(csv.reader(io.StringIO(text, newline=''), delimiter=max(',;\t', key=first.count)))
     if lines and unpublished(lines[0], lines[1:]): yield 'patient rows', 'table'
 
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #6d894185
 def json_kinds(
     obj, # As read
     place:str='', # Keys that lead here
@@ -270,6 +276,7 @@ def html_kinds(
         head = next((i for i,r in enumerate(rows) if any(c.lower() in PEOPLE for c in r)), None)
         if head is not None and unpublished(rows[head], rows[head+1:]): yield 'patient rows', 'table'
 
+# %% ../../nbs/cohorts/10_phi_kinds.ipynb #900dc694
 def plain_kinds(
     text:str, # What a program printed
 ): # Yields each kind and its place

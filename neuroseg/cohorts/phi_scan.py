@@ -39,6 +39,7 @@ class Rules:
     own:re.Pattern|None=None # Login and machine
     vouched:dict=field(default_factory=dict) # Folder to its `_voucher`, once found
 
+# %% ../../nbs/cohorts/11_phi_scan.ipynb #00d8b734
 def _declared(root):
     "The part `tool.neuroseg.privacy` of the project's `pyproject.toml`; empty without one."
     import tomllib
@@ -108,6 +109,7 @@ def _embedded_kinds(text): # Any text
         if picture[:2] in (b'\x89P', b'\xff\xd8'):
             for kind,at in picture_kinds(picture): yield kind, f'embedded picture, {at}'
 
+# %% ../../nbs/cohorts/11_phi_scan.ipynb #971bc51b
 def _table_kinds(text, suffix): # Text and ending of a file
     "Rows and lists of patients in a JSON, CSV or HTML file."
     if suffix in ('.json', '.ipynb'): # a notebook that is none is read as JSON

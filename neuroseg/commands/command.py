@@ -149,6 +149,7 @@ class Shown(SimpleNamespace):
     "What a command printed: `code`, `out`, `err`."
     def __repr__(self): return f'{self.out}{self.err}[exit {self.code}]'
 
+# %% ../../nbs/commands/01_command.ipynb #4f58abb5
 def shell(
     line:str, # Begins with `neuroseg`
 )->Shown:
@@ -187,6 +188,7 @@ def _count(text, low=1, high=2**31-1):
 
 def _seed(text): return _count(text, low=0)
 
+# %% ../../nbs/commands/01_command.ipynb #dbf9788d
 def _model_name(text):
     "A name of files: letters, digits and `. _ -`."
     if not re.fullmatch(r'\w[\w.-]{0,99}', text, re.ASCII):

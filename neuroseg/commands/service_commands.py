@@ -25,6 +25,7 @@ def _address(text):
     try: return Address(aet, int(port), host or '127.0.0.1')
     except NeurosegError as e: raise argparse.ArgumentTypeError(str(e)) from e
 
+# %% ../../nbs/commands/06_service_commands.ipynb #12b13d9a
 def _archive(text):
     "The archive behind `AET@HOST:PORT` or a DICOMweb address."
     from neuroseg.hospital.delivery import Archive
@@ -39,6 +40,7 @@ def _print_status(folder):
         raise ConfigError(f'`{Path(folder).name}` is no folder of a listener; give the folder that it was started with')
     print(json.dumps(Jobs(folder).status(), indent=2))
 
+# %% ../../nbs/commands/06_service_commands.ipynb #4270b1ef
 def _listener(args):
     "A listener from the options of the command line."
     from neuroseg.hospital.listener import Listener

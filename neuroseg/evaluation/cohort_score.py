@@ -94,6 +94,7 @@ def _score_line(name, s):
     if s.get('mean_ci95') is None: return line + '   more is not shown for so few private patients'
     return line + f"{s['median']:>8.3f}   {s['mean_ci95'][0]:.3f} to {s['mean_ci95'][1]:.3f}"
 
+# %% ../../nbs/evaluation/05_cohort_score.ipynb #c5918b5d
 def score_lines(
     title:str, # First line
     rows:dict, # Name of a row to a summary with `n`, `mean`, `median` and `mean_ci95`

@@ -66,6 +66,7 @@ def _check_pair(arm, base):
     if arm.patients!=base.patients:
         raise InputError(f'{arm.n} and {base.n} patients, or other folds; score both recipes on the same patients')
 
+# %% ../../nbs/evaluation/08_comparisons.ipynb #34474d37
 def difference_scores(
     arm:Scores, # Of networks that are used in another way
     base:Scores, # Of the same networks
@@ -86,6 +87,7 @@ class TrainingVariance:
     df:int # Degrees of freedom of `raw`
     noise:float=0. # Variance of a single score of patient and training, beside both means
 
+# %% ../../nbs/evaluation/08_comparisons.ipynb #a2ea85a0
 def _moves(table): # `(trainings, patients)`
     "Of the trainings' means: sum of squares, the part that is noise, degrees of freedom; and the noise of a score."
     trainings,n = table.shape
@@ -109,6 +111,7 @@ def _repeats(arm, base, shared):
     def part(s, k): return 1/len(s.folds[k]) if s.trained else 0
     return np.array([part(arm, k) if shared else part(arm, k)+part(base, k) for k in base.folds])
 
+# %% ../../nbs/evaluation/08_comparisons.ipynb #035cdace
 def _standard_error(d, shares, repeats, training): # Differences `(patients,)`; shares and repeats `(folds,)`
     "Standard errors by patients and by trainings, and the degrees of freedom of both together."
     n = len(d)
@@ -180,6 +183,7 @@ def _drawn_recipe(rng, own, folds, trainings, training_sd, noise_sd): # Value of
         tables[k] = own[columns] + training_sd*common + noise_sd*single
     return Scores(tables, {k: tuple(map(str, columns)) for k,columns in folds.items()})
 
+# %% ../../nbs/evaluation/08_comparisons.ipynb #957206f5
 def _drawn_family(rng, differences, effect, skewed, folds, trainings, training_sd, noise_sd):
     "P values of one invented experiment: every recipe against one base."
     n = sum(map(len, folds.values()))

@@ -82,6 +82,7 @@ def _average(rows):
         return float(np.mean(values)) if numbers else None if None in values else values[0]
     return {k: mean(k) for k in rows[0]}
 
+# %% ../../nbs/evaluation/04_scores.ipynb #7a7d7417
 def by_patient(
     rows:list, # One a scan
 )->list: # One a patient; the same rows where no patient has several, or where one scan is listed twice

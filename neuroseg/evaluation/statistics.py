@@ -81,6 +81,7 @@ def _binomial_half(n):
     logs = np.concatenate([[0.], np.cumsum(np.log((n-k+1)/k))]) - n*math.log(2)
     return np.cumsum(np.exp(logs))
 
+# %% ../../nbs/evaluation/02_statistics.ipynb #9b456a03
 def median_ci(
     values, # One number a patient `(n,)`; infinities are allowed, NaN is not
     *,

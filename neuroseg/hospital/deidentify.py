@@ -66,6 +66,7 @@ def _left_over(before, content):
     "Names of attributes whose former value is still in a file."
     return [k for k,v in before.items() if len(v)>=SHORTEST and v.encode('utf-8', 'replace') in content]
 
+# %% ../../nbs/hospital/10_deidentify.ipynb #99afe27d
 def deidentify(
     content:bytes, # A DICOM file
     key:bytes, # Secret; the same key gives the same identifiers

@@ -63,6 +63,7 @@ def _settle(jobs, archive, result):
     else: jobs.failed(result, 'the listener was stopped while it was sent')
     return 1
 
+# %% ../../nbs/hospital/08_delivery.ipynb #b98d3e0c
 def _send(jobs, archive, result):
     "One attempt."
     jobs.attempt(result)
@@ -81,6 +82,7 @@ def _confirm(jobs, archive, results):
         else: jobs.failed(r, 'the archive took it but does not have it')
     return len(results)
 
+# %% ../../nbs/hospital/08_delivery.ipynb #e40727c9
 def deliver(
     jobs:Jobs,
     archive:Archive,

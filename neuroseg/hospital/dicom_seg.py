@@ -52,6 +52,7 @@ def _affine_of(planes):
     step = (last-first)/(len(planes)-1) if len(planes)>1 else normal
     return dicom_affine(orientation, spacing, first, step)
 
+# %% ../../nbs/hospital/02_dicom_seg.ipynb #49a89876
 SAME_GRID_MM = 1e-2 # Farther apart than this, two corners are not the same corner
 
 def _corners(affine, shape):
@@ -81,6 +82,7 @@ def _headers(files):
         if 'Rows' in ds: series.setdefault(str(ds.get('SeriesInstanceUID')), []).append(ds)
     return series
 
+# %% ../../nbs/hospital/02_dicom_seg.ipynb #1c390e9d
 def source_series(
     files, # Paths that the scan was read from; others among them are passed over
     scan:Scan, # With its affine
@@ -186,6 +188,7 @@ def _identity(result, kind, source, key):
     return dict(series_instance_uid=derived_uid(kind, 'series', *key), sop_instance_uid=derived_uid(kind, *key),
                 instance_number=1, manufacturer=MANUFACTURER, series_description=said[:64])
 
+# %% ../../nbs/hospital/02_dicom_seg.ipynb #3ac12455
 def _stored_order(result, source):
     "The mask `(frames,Y,X)` in the order in which the source stores its frames."
     out = np.zeros(result.mask.shape, np.uint8)

@@ -41,6 +41,7 @@ def _client(archive):
     client.set_http_retry_params(retry=False) # the listener has its own back-off
     return client
 
+# %% ../../nbs/hospital/07_dicomweb.ipynb #28105cfd
 @contextmanager
 def _answering(archive, doing):
     "One sentence in place of the errors of the network."
@@ -84,6 +85,7 @@ def _write(ds, folder, n, change):
     if change: path.write_bytes(change(path.read_bytes()))
     return path.stat().st_size
 
+# %% ../../nbs/hospital/07_dicomweb.ipynb #60cf7350
 def fetch_study(
     archive:WebArchive,
     study:str, # StudyInstanceUID

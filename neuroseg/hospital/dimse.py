@@ -47,6 +47,7 @@ class ObjectId:
     kind:str # SOPClassUID
     syntax:str # Transfer syntax of the file
 
+# %% ../../nbs/hospital/06_dimse.ipynb #32273252
 def object_id(
     path, # DICOM file
 )->ObjectId:
@@ -107,6 +108,7 @@ def holds(
     return bool(find(archive, 'IMAGE', calling=calling, StudyInstanceUID=what.study, SeriesInstanceUID=what.series,
                      SOPInstanceUID=what.uid))
 
+# %% ../../nbs/hospital/06_dimse.ipynb #fadd450c
 OWN_MODALITIES = ('SEG', 'SR') # Results are in the same study, and are not sent here
 
 def announced(

@@ -181,6 +181,7 @@ class Result:
     attempts:int # Begun so far
     reason:str # Of the last failure, else empty
 
+# %% ../../nbs/hospital/04_jobs.ipynb #6f02716e
 @patch
 def results(self:Jobs,
     *states, # Of a `Result`; none: all
@@ -251,6 +252,7 @@ def pseudonym(self:Jobs,
     "The name of a study in logs."
     return hmac.new(self.secret(), study.encode(), hashlib.sha256).hexdigest()[:8]
 
+# %% ../../nbs/hospital/04_jobs.ipynb #2e5d026c
 @patch
 def status(self:Jobs)->dict: # JSON-ready, without identifiers
     "How many studies are in each state, the oldest wait, and the reasons of faults."
@@ -280,6 +282,7 @@ def knows(self:Jobs,
     with self.open() as db:
         return db.execute("select 1 from slice where uid=? and path!=''", (slice_uid,)).fetchone() is not None
 
+# %% ../../nbs/hospital/04_jobs.ipynb #a58e46e7
 @patch
 def forget_files(self:Jobs,
     study:Study, # In state `committed`

@@ -122,6 +122,7 @@ def purge(self:Listener)->int: # Studies whose files were deleted
         self.say(s.uid, 'committed by the archive; received slices deleted')
     return len(done)
 
+# %% ../../nbs/hospital/09_listener.ipynb #e64b59f1
 @patch
 def _delete(self:Listener, study):
     "Delete the files of a study."
@@ -152,6 +153,7 @@ def round(self:Listener,
     if self.archive: n += deliver(self.jobs, self.archive, interrupted=interrupted)
     return n + self.purge()
 
+# %% ../../nbs/hospital/09_listener.ipynb #f17b2f25
 @patch
 def run(self:Listener):
     "Receive and work until `stopping` is set."

@@ -107,6 +107,7 @@ def _handlers(jobs, commitments, **how):
     on = [(evt.EVT_C_STORE, stored), (evt.EVT_C_ECHO, lambda event: SUCCESS)]
     return on + ([(evt.EVT_N_EVENT_REPORT, commitments.report)] if commitments else [])
 
+# %% ../../nbs/hospital/05_receiver.ipynb #ab211396
 def _entity(aet, senders):
     "The application entity: its title, whom it accepts, and what it can store."
     pynetdicom = need('pynetdicom', extra='hospital')

@@ -58,6 +58,7 @@ def _add_pixels(ds, plane):
     ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 12, 11
     ds.PixelData = np.ascontiguousarray(plane, '<u2').tobytes()
 
+# %% ../../nbs/hospital/01_series.ipynb #ae8195b2
 GREY_LEVELS = 4095 # Of 12 bits
 
 def write_series(

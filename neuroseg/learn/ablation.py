@@ -67,6 +67,7 @@ def _check_arm(name, a):
     if bool(a.get('set'))==bool(used):
         raise ConfigError(f"arm `{name}` must change either the recipe (`set`) or its use (`predict`)")
 
+# %% ../../nbs/learn/12_ablation.ipynb #98aea076
 def _arm(name, a, base, seeds):
     "An arm from plain values; `recipe` checks its settings together with those of the base."
     _check_arm(name, a)
@@ -151,6 +152,7 @@ def _train(job, *, cohort, runs, progress):
         _borrow(cfg, at, fold, runs)
     fit_cohort(cohort, at, cfg=cfg, fold=fold, name='ablated', progress=progress)
 
+# %% ../../nbs/learn/12_ablation.ipynb #d276ba38
 def _predict_again(arm, fold, seed, *, cohort, runs, progress):
     "Score the network of the base with the settings of an arm that is not trained."
     at = run_folder(runs, arm.name, fold, seed)
@@ -167,6 +169,7 @@ def _predict_again(arm, fold, seed, *, cohort, runs, progress):
         out.table('patients.csv', rows)
         write_json(at/'predict.json', asked)
 
+# %% ../../nbs/learn/12_ablation.ipynb #40b47ecd
 def _predict_all(grid, *, cohort, runs, progress):
     "Score every arm that is not trained, as far as the base is."
     for arm in (a for a in grid.arms if not a.trained):
@@ -181,6 +184,7 @@ def _todo(grid, runs, limit):
     later = set() if limit is None else set(missing[limit:])
     return [j for i,j in enumerate(todo) if i not in later]
 
+# %% ../../nbs/learn/12_ablation.ipynb #2ff3de0c
 def run_grid(
     grid:Grid, # From `read_grid`
     folder, # Of the cohort, or a `Cohort`

@@ -164,6 +164,7 @@ def member_runs(
     if n==1: return [(Path(run), cfg)]
     return [(Path(run)/f'member_{k}', replace(cfg, seed=cfg.seed*n+k, n_ensemble=1)) for k in range(n)]
 
+# %% ../../nbs/learn/10_cross_validation.ipynb #f65f66f5
 def train_members(
     cfg:TrainConfig, # Recipe
     train_set, # `SliceSet` to train on
@@ -235,6 +236,7 @@ def _trained(plan, valid, out, options, **facts):
                        data=plan.data, licence=licence)
     return card, seeds, round(seconds)
 
+# %% ../../nbs/learn/10_cross_validation.ipynb #93eeaaf8
 def _fit(cohort, fold, out, options):
     "Train on all folds but one, and score that one."
     plan = plan_run(cohort, out, cfg=options.cfg, fold=fold)

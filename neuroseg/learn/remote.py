@@ -251,6 +251,7 @@ def _stored_result(z, name):
     soft,hard = (SliceCounts(*z[f'{name}.{kind}']) for kind in ('soft', 'hard'))
     return Result(facts['history'], soft, hard, z[f'{name}.prob'], facts['record'])
 
+# %% ../../nbs/learn/15_remote.ipynb #ffb5877a
 def read_results(
     path:Path, # From `store_results`
 )->dict: # Name of the training to its `Result`

@@ -142,6 +142,7 @@ def swap(self:WeightAverage):
 def before_validate(self:WeightAverage):
     if self.avg is not None and not self.swapped: self.swap()
 
+# %% ../../nbs/learn/06_trainer.ipynb #72c34d9c
 @patch
 def after_validate(self:WeightAverage):
     if self.swapped: self.swap()

@@ -92,6 +92,7 @@ def _plain(text):
     text = re.sub(r'^#\|.*$', '', text, flags=re.M)
     return ' '.join(re.sub(r'\]\([^)]*\)', ']', text).split())
 
+# %% ../../nbs/reports/12_checks.ipynb #c34da2fc
 def _page_faults(cells, written, root): # `written`: text of the page, None where there is none
     "What a page says and the stored runs do not."
     faults = []

@@ -114,6 +114,7 @@ def _cannot_answer(fact, found): # `Fact`, `Stored`
     if not found.conditions.get('complete', True): return f"the training of {found.conditions['network']} was cut short"
     return ''
 
+# %% ../../nbs/reports/13_claims.ipynb #ad71aa90
 def _verdict(fact, ours, low, high): # `Fact`, `Stored`, and the band of values that agree
     "Reproduced, reached by another network, or not."
     better = METRICS[fact.conditions['metric']]
@@ -234,6 +235,7 @@ def _text(v): # Number or dict of counts
     if isinstance(v, int) or float(v).is_integer(): return f'{v:,.0f}'
     return f'{v:.4f}'.rstrip('0').ljust(4, '0')
 
+# %% ../../nbs/reports/13_claims.ipynb #7bfe68d2
 UNITS = {'patient': 'patients', 'slice': 'slices', 'tumour slice': 'slices with tumour', 'batch of 8': 'batches of 8',
          'batch of 16': 'batches of 16', 'batch of 32': 'batches of 32', 'all pixels': 'of all pixels',
          'progress bar of batches of 8': 'batches of 8 on the progress bar',
@@ -269,6 +271,7 @@ def _ours(judged):
     agree = f'{_text(judged.low)} to {_text(judged.high)} would agree' if judged.low is not None else ''
     return '<br>'.join(s for s in (_text(judged.ours), links, cases, agree) if s)
 
+# %% ../../nbs/reports/13_claims.ipynb #6b1cb01b
 def _row(claim, fact, judged):
     "One claim as a row of the ledger's page."
     remarks = [s[:1].upper()+s[1:].rstrip('.')+'.' for s in (judged.because, claim.note) if s]
@@ -286,6 +289,7 @@ def _page(claims, facts, judged):
     text = '\n'.join(line for source in TITLES for line in section(source))
     return INTRO.format(counts=f'{len(claims)} claims: {counts}.') + '\n' + text
 
+# %% ../../nbs/reports/13_claims.ipynb #92bff1ed
 def ledger_text(
     root=None, # As `find_repo` takes it
 )->str: # Markdown

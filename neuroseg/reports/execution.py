@@ -135,6 +135,7 @@ def held_for(
     held = Path(folder)/HELD
     return policy_of(read_json(held)['folder'], private=True) if held.is_file() else None
 
+# %% ../../nbs/reports/07_execution.ipynb #1a673c5a
 def _change_texts(o, change): # Strings in lists and dicts; a function of a string
     "Every text of an object changed, but not its pictures."
     if isinstance(o, str): return change(o)

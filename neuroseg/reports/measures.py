@@ -41,6 +41,7 @@ def _word_faults(d): # Conditions by name
         return '' if d[key] in known else f"{key} is {d[key]!r}; choose one of {', '.join(known)}"
     return [s for key,known in WORDS.items() if (s := fault(key, known))]
 
+# %% ../../nbs/reports/09_measures.ipynb #1ba44ea5
 def _number_faults(d): # Conditions by name
     "A sentence for each condition that is no name, no number of cases, or no list of seeds."
     n, seeds = d.get('n'), d.get('seeds')
@@ -148,6 +149,7 @@ def unlike(
     differ = [key for key in WORDS if NOT_SAID not in (a[key], b[key]) and a[key]!=b[key]]
     return [f"{key} {a[key]!r} and {b[key]!r}" for key in differ]
 
+# %% ../../nbs/reports/09_measures.ipynb #1812232b
 def same_network(
     a:dict, # From `measure`
     b:dict, # From `measure`
@@ -164,6 +166,7 @@ class Stored:
     value:object # What stands there; None where the run does not hold it
     conditions:dict|None # As the run declares them; None where it does not
 
+# %% ../../nbs/reports/09_measures.ipynb #433ee77e
 def look_up(
     ref:str, # '21_thesis/cpu#fast / epochs'
     root=None, # As `find_repo` takes it
@@ -176,6 +179,7 @@ def look_up(
     except KeyError: return Stored(run, path, None, None) # a later run will hold it
     return Stored(run, path, value, found.get('measures', {}).get(path))
 
+# %% ../../nbs/reports/09_measures.ipynb #81f378f3
 def as_number(
     found:Stored,
 )->Stored: # The mean, where a spread over splits was given

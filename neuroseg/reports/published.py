@@ -40,6 +40,7 @@ def _condition_faults(c): # Conditions of a fact
     wrong += [f'{k} is {c[k]!r}' for k,known in WORDS.items() if k in c and c[k] not in (*known, NOT_SAID)]
     return wrong + ([] if isinstance(c.get('n'), dict) and 'patients' in c['n'] else ['n names no patients'])
 
+# %% ../../nbs/reports/10_published.ipynb #0a6840df
 def fact_from(
     name:str, # Short name
     d:dict, # An entry of published.yml

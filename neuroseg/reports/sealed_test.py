@@ -114,6 +114,7 @@ def _entry_faults(root, n, e, former): # Number it must have, entry, seal of the
         if not file.is_file(): yield f'{said}: `{name}` is missing'
         elif sha256_file(file) not in e.get(name, ''): yield f'{said}: `{name}` was changed'
 
+# %% ../../nbs/reports/11_sealed_test.ipynb #5e68f718
 def _history_faults(root, text):
     "Committed versions of the ledger that the text does not continue."
     path = f'reports/{LEDGER}'

@@ -61,6 +61,7 @@ def draw(
         raise ConfigError(f"study {notebook.stem} has no figure {name!r}; choose one of {', '.join(known) or 'none'}")
     return store_figure(run, known[name])
 
+# %% ../../nbs/reports/04_stored_run.ipynb #609a286c
 def store_figure(
     run, # Folder of a run
     draw, # Function `draw_<name>` of the folder, which gives a matplotlib figure
@@ -125,6 +126,7 @@ def file_hashes(
     files = [*run.rglob('*.csv'), *run.glob('panels/*.png'), *run.glob('trainings/**/*.json'), *run.glob('notebook.ipynb')]
     return {f.relative_to(run).as_posix(): sha256_file(f) for f in sorted(files)}
 
+# %% ../../nbs/reports/04_stored_run.ipynb #eaa5031a
 def changed_files(
     run, # Folder of a run, with its `run.json`
 )->list[str]: # Paths within the run; none where the record has no fingerprints

@@ -31,6 +31,7 @@ def _neighbours(at, n):
     low = np.floor(at).astype(int)
     return low, np.minimum(low+1, n-1), (at-low).astype(np.float32), inside
 
+# %% ../../nbs/scans/11_resampling.ipynb #6c4834e4
 def _sample(volume, at):
     "Linear interpolation of a `(Z,Y,X)` volume at places `(3,...)`, voxels x, y, z; 0 outside."
     (x0,x1,wx,inx),(y0,y1,wy,iny),(z0,z1,wz,inz) = (_neighbours(a, n) for a,n in zip(at, volume.shape[::-1]))

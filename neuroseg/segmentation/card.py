@@ -68,6 +68,7 @@ def _card_rows(card)->dict: # Label to value; None where the card does not say
             | dict(input=f"{'+'.join(SEQUENCES)}, {card.prep.size_px} px, {card.prep.n_channels} channels",
                    threshold=card.threshold, components=share, sha256=card.sha256[:16]+'…'))
 
+# %% ../../nbs/segmentation/02_card.ipynb #0286b377
 @patch
 def _repr_markdown_(self:ModelCard):
     rows = '\n'.join(f'| {k} | {brief(v)} |' for k,v in _card_rows(self).items() if v is not None)

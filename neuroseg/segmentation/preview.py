@@ -53,6 +53,7 @@ def _tile_size(
     h,w = shape[1]*mm[1], shape[2]*mm[2]
     return tuple(max(1, round(side*tile_px/max(h, w))) for side in (w, h))
 
+# %% ../../nbs/segmentation/05_preview.ipynb #b090a67b
 def _resized(plane, size, how):
     "One slice at the size of its picture."
     from PIL import Image
