@@ -32,7 +32,9 @@ def _check_workers(client):
 
 # %% ../../nbs/segmentation/10_parallel.ipynb #c006
 CONNECT_S = 10 # Seconds to wait for a scheduler; one that runs answers at once
-LOCAL = dict(threads_per_worker=1, host='127.0.0.1', dashboard_address=None, silence_logs=50) # This machine only, quiet
+_NO_CTRL_C = 'import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)' # Run by each worker: it is ended by its caller
+# This machine only, quiet
+LOCAL = dict(threads_per_worker=1, host='127.0.0.1', dashboard_address=None, silence_logs=50, preload=_NO_CTRL_C)
 
 @contextlib.contextmanager
 def workers_of(

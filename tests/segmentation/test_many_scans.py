@@ -237,7 +237,8 @@ def test_ctrl_c_leaves_nothing_half(tmp_path, card_path, more, sign):
     assert run.returncode == (130 if sign == signal.SIGINT else 143)
     assert 'run the same command again to resume' in err and 'Traceback' not in err
     done = [r for r in table(out) if r['status'] == 'done']
-    assert 5 <= len(done) < 80 and left_over(out) == [] and abs(results(out)-len(done)) <= 2
+    # A result may be written whose report has not come back
+    assert 3 <= len(done) < 80 and left_over(out) == [] and 0 <= results(out)-len(done) <= 2
     said = predict_cases(scans, out, model=card_path)
     assert len(resumed(said)) >= len(done) and len(table(out)) == 80
 
@@ -259,10 +260,11 @@ def peak_of(run):
 def finish(scans, out, card, *more):
     "A complete run: seconds, peaks in MB."
     start_s = time.monotonic()
-    run = subprocess.Popen([*COMMAND, scans, '-o', out, '--model', card, *more], stdout=subprocess.DEVNULL,
-                           stderr=subprocess.DEVNULL)
-    first, together = peak_of(run)
-    assert run.returncode == 0
+    said = out.with_name(f'{out.name}.log')
+    with open(said, 'w') as log:
+        run = subprocess.Popen([*COMMAND, scans, '-o', out, '--model', card, *more], stdout=log, stderr=log)
+        first, together = peak_of(run)
+    assert run.returncode == 0, said.read_text()[-2000:]
     return dict(seconds=time.monotonic()-start_s, first_mb=first, together_mb=together)
 
 
