@@ -1,4 +1,5 @@
-"""Write the README, the model card, the datasheet and the docs site from the notebooks, without the Quarto binary that nbdev needs.
+"""Write the README, the model card, the datasheet and the docs site from the notebooks, without the Quarto binary that
+nbdev needs.
 
     python nbs/_build.py readme README.md    # nbs/index.ipynb, by nbconvert
     python nbs/_build.py card MODEL_CARD.md  # nbs/model_card.ipynb, by nbconvert
@@ -20,7 +21,8 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 # Files of the repository that are written from a notebook: on the site, the notebook is their page
-WRITTEN = {'README.md': 'nbs/index.ipynb', 'MODEL_CARD.md': 'nbs/model_card.ipynb', 'DATASHEET.md': 'nbs/datasheet.ipynb'}
+WRITTEN = {'README.md': 'nbs/index.ipynb', 'MODEL_CARD.md': 'nbs/model_card.ipynb',
+           'DATASHEET.md': 'nbs/datasheet.ipynb'}
 # Pages of the site that are files of the repository
 RECORD = {'reports/index.md': 'reports/README.md', 'ledger.md': 'CLAIMS.md', 'openings.md': 'reports/LEDGER.md'}
 # The target of a Markdown link or picture, and of an HTML one

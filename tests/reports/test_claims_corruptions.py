@@ -2,7 +2,7 @@
 
 The small repository has one study with two runs, published numbers and claims on them, and a page that quotes a run.
 """
-import contextlib, json, re, shutil
+import contextlib, shutil
 
 import pytest
 

@@ -37,5 +37,6 @@ def test_a_made_up_tree_is_not_found():
 
 def test_records_of_the_speed_run_name_commits_of_this_history():
     "Each record was made by code that can be looked at, not only the run that gathers them."
-    with open(RUNS['29_speed_run/cpu']/'records.csv', newline='') as f: commits = [r['commit'] for r in csv.DictReader(f)]
+    with open(RUNS['29_speed_run/cpu']/'records.csv', newline='') as f:
+        commits = [r['commit'] for r in csv.DictReader(f)]
     assert commits and [c for c in commits if git('merge-base', '--is-ancestor', c, 'HEAD').returncode] == []

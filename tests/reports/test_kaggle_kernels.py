@@ -40,7 +40,8 @@ def committed(tmp_path_factory):
     kernel = dict(kernelspec=dict(display_name='python3', language='python', name='python3'))
     nbformat.write(new_notebook(metadata=kernel, cells=[new_markdown_cell('# A study\n\n> Of coins'), *cells]),
                    root/'nbs/studies/10_coin.ipynb')
-    (root/'reports/10_coin/params.yml').write_text('needs: [lgg]\nsmoke: {}\ngpu: {n_tosses: 9}\nkaggle: {n_tosses: 7}\n')
+    params = 'needs: [lgg]\nsmoke: {}\ngpu: {n_tosses: 9}\nkaggle: {n_tosses: 7}\n'
+    (root/'reports/10_coin/params.yml').write_text(params)
     (root/'.gitignore').write_text('reports/*/.*/\nreports/*/gpu/\n__pycache__/\n')
     left_out = shutil.ignore_patterns('weights', 'samples', '__pycache__')
     shutil.copytree(ROOT/'neuroseg', root/'neuroseg', ignore=left_out)
