@@ -1,6 +1,5 @@
 "Many scans: a batch that is stopped goes on, a worker that dies ends no batch, and memory does not grow."
 import csv, json, os, signal, subprocess, sys, time
-from pathlib import Path
 
 import numpy as np
 import psutil
