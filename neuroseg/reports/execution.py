@@ -207,7 +207,7 @@ def _check_run(folder, notebook, params, cohort):
 
 # %% ../../nbs/reports/07_execution.ipynb #76f7f631
 def _seal(folder, nb, notebook, params, code, paths):
-    "Complete a run: checked, its notebook and page free of this machine's paths, its code and files named in the record."
+    "Complete a run: checked, no path of this machine in notebook and page, its code and files named in the record."
     cohort = held_for(folder)
     if cohort: params, nb = safe_facts(jsonable(params), cohort), withheld(nb, folder, cohort)
     _check_run(folder, notebook, params, cohort)

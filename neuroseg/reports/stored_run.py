@@ -123,7 +123,8 @@ def file_hashes(
 )->dict: # Path within the run to SHA-256
     "Fingerprints of the tables, the panels, the trainings' files and the executed notebook of a run."
     run = Path(run)
-    files = [*run.rglob('*.csv'), *run.glob('panels/*.png'), *run.glob('trainings/**/*.json'), *run.glob('notebook.ipynb')]
+    kinds = ('panels/*.png', 'trainings/**/*.json', 'notebook.ipynb')
+    files = [*run.rglob('*.csv'), *(f for kind in kinds for f in run.glob(kind))]
     return {f.relative_to(run).as_posix(): sha256_file(f) for f in sorted(files)}
 
 # %% ../../nbs/reports/04_stored_run.ipynb #eaa5031a
