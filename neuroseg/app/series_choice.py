@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core import Message, need, NeurosegError
+from ..core import Message, NeurosegError
 from ..scans.dicom import dicom_planes
 from ..scans.dicom_index import Series, Study
 from ..scans.dicom_sequences import plane_of

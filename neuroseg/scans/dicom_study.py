@@ -10,9 +10,7 @@ __all__ = ['NAMES', 'MIN_LEVELS', 'NEGATIVE_SHARE', 'LEAST_COVERED', 't1_roles',
            'named_study', 'read_dicom_series']
 
 # %% ../../nbs/scans/15_dicom_study.ipynb #st003
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
