@@ -21,7 +21,8 @@ def _address(text):
     from neuroseg.hospital.receiver import Address
     aet,_,place = text.rpartition('@')
     host,_,port = place.rpartition(':')
-    if not aet or not port.isdigit(): raise argparse.ArgumentTypeError(f'{text!r}: expected AET@HOST:PORT')
+    if not aet or not port.isdigit(): # the text is not repeated: it may hold a password
+        raise argparse.ArgumentTypeError('expected AET@HOST:PORT, such as PACS@127.0.0.1:4242')
     try: return Address(aet, int(port), host or '127.0.0.1')
     except NeurosegError as e: raise argparse.ArgumentTypeError(str(e)) from e
 
@@ -30,7 +31,16 @@ def _archive(text):
     "The archive behind `AET@HOST:PORT` or a DICOMweb address."
     from neuroseg.hospital.delivery import Archive
     from neuroseg.hospital.dicomweb import WebArchive
-    return Archive(WebArchive(text) if '://' in text else _address(text))
+    try: return Archive(WebArchive(text) if '://' in text else _address(text))
+    except NeurosegError as e: raise argparse.ArgumentTypeError(str(e)) from e
+
+# %% ../../nbs/commands/06_service_commands.ipynb #2f147776
+def _senders(text):
+    "AE titles, separated by commas, for the parser."
+    from neuroseg.hospital.receiver import Address
+    titles = tuple(t.strip() for t in text.split(','))
+    try: return tuple(Address(t, 0).aet for t in titles)
+    except NeurosegError as e: raise argparse.ArgumentTypeError(str(e)) from e
 
 # %% ../../nbs/commands/06_service_commands.ipynb #h504
 def _print_status(folder):
@@ -45,9 +55,8 @@ def _listener(args):
     "A listener from the options of the command line."
     from neuroseg.hospital.listener import Listener
     if not args.senders: raise ConfigError('no sender is named; give the AE titles that may send with --from')
-    archive = args.to and _archive(args.to)
-    if archive: archive.calling = args.at.aet
-    return Listener(Path(args.folder), args.at, tuple(args.senders.split(',')), archive, args.ask, args.quiet,
+    if args.to: args.to.calling = args.at.aet
+    return Listener(Path(args.folder), args.at, args.senders, args.to, args.ask, args.quiet,
                     keep=args.keep, deidentify=args.deidentify, model=args.model, threads=args.threads)
 
 # %% ../../nbs/commands/06_service_commands.ipynb #h505
@@ -55,8 +64,9 @@ def _listener(args):
     arg('folder', metavar='DIR', help='folder of the database, of received slices and of results'),
     arg('--at', type=_address, default='NEUROSEG@127.0.0.1:11112', metavar='AET@HOST:PORT',
         help='title and address of this side (default: NEUROSEG@127.0.0.1:11112, this machine only)'),
-    arg('--from', dest='senders', metavar='AET,AET', help='AE titles that may send'),
-    arg('--to', metavar='ARCHIVE', help='AET@HOST:PORT or https:// (DICOMweb) of the archive for the results'),
+    arg('--from', dest='senders', type=_senders, metavar='AET,AET', help='AE titles that may send'),
+    arg('--to', type=_archive, metavar='ARCHIVE',
+        help='AET@HOST:PORT or https:// (DICOMweb) of the archive for the results'),
     arg('--ask', type=_address, metavar='AET@HOST:PORT', help='archive that tells how many slices a study has'),
     arg('--quiet', type=float, default=30., metavar='S',
         help='seconds without a new slice after which a study is complete (default: 30)'),

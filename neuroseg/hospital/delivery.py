@@ -22,6 +22,7 @@ from .receiver import Address
 # %% ../../nbs/hospital/08_delivery.ipynb #e3a2f5a9
 COMMITMENT_WAIT_S = 30. # For an archive's answer to a request for storage commitment
 
+# %% ../../nbs/hospital/08_delivery.ipynb #85526c7f
 @dataclass
 class Archive:
     "An archive that results are sent to."
@@ -58,41 +59,54 @@ def keeps(self:Archive,
 def _settle(jobs, archive, result):
     "What became of a result whose sending was interrupted."
     try: there = archive.holds(result.path)
-    except DeliveryError: return 0 # asked again in the next round
+    except DeliveryError: return False # asked again in the next round
+    except OSError: there = False # its file has gone: sending it fails and says so
     if there: jobs.delivered(result, 'sent')
     else: jobs.failed(result, 'the listener was stopped while it was sent')
-    return 1
+    return True
 
 # %% ../../nbs/hospital/08_delivery.ipynb #b98d3e0c
 def _send(jobs, archive, result):
     "One attempt."
     jobs.attempt(result)
     try: archive.store(result.path)
-    except DeliveryError as e: jobs.failed(result, str(e))
-    else: jobs.delivered(result, 'sent')
-    return 1
+    except (DeliveryError, OSError) as e:
+        jobs.failed(result, str(e) if isinstance(e, DeliveryError) else 'its file cannot be read')
+        return False
+    jobs.delivered(result, 'sent')
+    return True
 
 # %% ../../nbs/hospital/08_delivery.ipynb #221993b0
 def _confirm(jobs, archive, results):
     "Ask for the results of one study that were sent."
     try: kept = archive.keeps([r.path for r in results], attempt=results[0].attempts)
-    except DeliveryError: return 0 # asked again in the next round
+    except (DeliveryError, OSError): # asked again later; other studies come first
+        for r in results: jobs.delivered(r, 'sent')
+        return False
     for r in results:
         if r.path in kept: jobs.delivered(r, 'committed')
         else: jobs.failed(r, 'the archive took it but does not have it')
-    return len(results)
+    return True
 
-# %% ../../nbs/hospital/08_delivery.ipynb #e40727c9
+# %% ../../nbs/hospital/08_delivery.ipynb #2c132dc4
+def _until_it_fails(step, items):
+    "Take a step with each item, until one fails: an archive that is away costs one waiting time a round."
+    n = 0
+    for item in items:
+        if not step(item): break
+        n += 1
+    return n
+
+# %% ../../nbs/hospital/08_delivery.ipynb #cf763e84
 def deliver(
     jobs:Jobs,
     archive:Archive,
-    *,
-    interrupted:bool=False, # True once after a start: results found as `sending` were interrupted
-)->int: # Results whose state has changed
+)->int: # Steps that succeeded
     "One round: settle what was interrupted, send what is due, confirm what was sent."
-    n = sum(_settle(jobs, archive, r) for r in jobs.results('sending')) if interrupted else 0
-    n += sum(_send(jobs, archive, r) for r in jobs.results('waiting', due=True))
-    sent = jobs.results('sent', due=True)
-    for study in dict.fromkeys(r.study for r in sent):
-        n += _confirm(jobs, archive, [r for r in sent if r.study==study])
-    return n
+    sending = jobs.results('sending')
+    n = _until_it_fails(lambda r: _settle(jobs, archive, r), sending)
+    if n<len(sending): return n
+    n += _until_it_fails(lambda r: _send(jobs, archive, r), jobs.results('waiting', due=True, current=True))
+    studies = {}
+    for r in jobs.results('sent', due=True): studies.setdefault(r.study, []).append(r)
+    return n + _until_it_fails(lambda results: _confirm(jobs, archive, results), studies.values())
