@@ -32,7 +32,7 @@ def _check_workers(client):
 
 # %% ../../nbs/segmentation/10_parallel.ipynb #c006
 CONNECT_S = 10 # Seconds to wait for a scheduler; one that runs answers at once
-_NO_CTRL_C = 'import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)' # Run by each worker: it is ended by its caller
+_NO_CTRL_C = 'import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)' # Each worker: its caller ends it
 # This machine only, quiet
 LOCAL = dict(threads_per_worker=1, host='127.0.0.1', dashboard_address=None, silence_logs=50, preload=_NO_CTRL_C)
 
