@@ -173,8 +173,8 @@ def _gathered(ended, names, out, progress):
                 reports[i] = report
                 bar.update()
     finally:
-        ended.close() # ends the workers that were started for it
         if len(names)>1: write_table(out/TABLE, [reports[i] for i in sorted(reports)])
+        ended.close() # ends the workers that were started for it
     return [reports[i] for i in range(len(names))]
 
 # %% ../../nbs/segmentation/07_batch.ipynb #9ba42e12
