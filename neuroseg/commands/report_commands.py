@@ -64,8 +64,10 @@ def figures(args):
     extra='reproduce', needs=('pandas', 'yaml'), example='neuroseg claims')
 def claims(args):
     "judge each published number by the stored runs, and check runs and pages; exit code 1 if one is wrong"
+    from neuroseg.reports.checks import waiting_runs
     from neuroseg.reports.claims import check_claims, load_claims, write_ledger
     if args.write: print('written:', os.path.relpath(write_ledger()))
     faults = check_claims()
+    for run,why in waiting_runs().items(): print(f'{run} waits for a rerun: {why}')
     print(*faults, f'{len(faults)} fault(s)' if faults else f'{len(load_claims())} claims hold', sep='\n')
     return 1 if faults else 0

@@ -118,3 +118,12 @@ def test_one_digit_in_a_real_table(tmp_path, run, table, column):
     file.write_text('\n'.join([head, ','.join(cells), rest]), encoding='utf-8')
     fault = f'{run}: summary.json is not what its tables give; run the study again'
     assert fault in changed_runs(tmp_path) and fault not in before
+
+
+def test_a_run_that_can_be_computed_does_not_wait(tmp_path):
+    "The list of waiting runs excuses no run but those that need it."
+    for name in ('reports/20_exploration', 'nbs/studies'): shutil.copytree(ROOT/name, tmp_path/name)
+    shutil.copy(ROOT/'settings.ini', tmp_path)
+    (tmp_path/'reports'/'waiting.yml').write_text('20_exploration/cpu: no reason\n')
+    found = [f for f in changed_runs(tmp_path) if f.startswith('20_exploration/cpu')]
+    assert len(found) == 1 and 'strike it out' in found[0]

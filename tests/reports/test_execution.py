@@ -10,6 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from neuroseg import core
 from neuroseg.core import ConfigError, DataError, RunError, read_json, write_json
 from neuroseg.cohorts.integrity import SEALED
+from neuroseg.reports.checks import waiting_runs
 from neuroseg.reports import execution, publishing, reproduce, stored_run, study_notebook
 
 KERNEL = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
@@ -129,7 +130,7 @@ def test_a_run_is_whole(repo):
     assert set(files(repo/'reports/10_coin/cpu')) == {'notebook.html', 'notebook.ipynb', 'run.json', 'summary.json',
                                                       'tosses.csv'}
     record = read_json(repo/'reports/10_coin/cpu/run.json')
-    parts = {'study', 'profile', 'code', 'tree', 'lock', 'packages'}
+    parts = {'study', 'profile', 'code', 'tree', 'lock', 'packages', 'files'}
     assert {f.name for f in dataclasses.fields(core.RunRecord)} | parts == set(record)
     assert record['packages']['papermill'] and set(record['tree']) <= {'neuroseg', 'requirements.lock'} # its library's
     assert record['seconds'] > 0 and record['peak_mb'] > 10
@@ -383,7 +384,10 @@ def test_the_index_is_in_step(root, tmp_path):
 def test_kept_summaries_are_what_their_tables_say(root):
     "Their sentences too; the numbers are held by the golden test."
     assert kept_runs(root)
-    for run in kept_runs(root): assert read_json(run/'summary.json')['answer'] == stored_run.summary(run)['answer'], run
+    waits = waiting_runs(root) # until they are run again
+    for run in kept_runs(root):
+        if f'{run.parent.name}/{run.name}' in waits: continue
+        assert read_json(run/'summary.json')['answer'] == stored_run.summary(run)['answer'], run
 
 
 def test_answers_are_short(root):
