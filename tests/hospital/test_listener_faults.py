@@ -262,7 +262,7 @@ def test_values_of_faulty_headers_are_not_printed(tmp_path):
     archive = CountingArchive()
     port, log, files = free_port(), tmp_path/'log', small_study(tmp_path/'s', 0)
     for f in files:
-        f.write_bytes(changed(f, PatientBirthDate='MUELLER', AcquisitionDate='MUELLER Anna'))
+        f.write_bytes(changed(f, FrameOfReferenceUID='MUELLER Anna', AcquisitionDate='MUELLER'))
     with open(log, 'w') as out:
         listener = start_listener(tmp_path/'inbox', port, archive.address, log=out)
         try:
