@@ -46,8 +46,8 @@ def waiting_runs(
 def _waiting_fault(run, waits): # Folder; whether it is on the list
     "The fault of a summary, as far as the list of waiting runs does not excuse it."
     fault = _summary_fault(run)
-    if waits: return '' if fault else 'it is on the list of waiting runs, but its summary can be computed; strike it out'
-    return fault
+    if not waits: return fault
+    return '' if fault else 'it is on the list of waiting runs, but its summary can be computed; strike it out'
 
 # %% ../../nbs/reports/12_checks.ipynb #af619c4a
 def _changed_parameters(run): # Folder

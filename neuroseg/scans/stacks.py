@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import InputError, Message, ShapeError
-from .pictures import (decoding, folder_entries, IMAGE_ENDINGS, is_mask, MAX_PX, MAX_VOXELS,
+from .pictures import (folder_entries, IMAGE_ENDINGS, is_mask, MAX_PX, MAX_VOXELS,
                                      natural_key, read_pages, SEQUENCES, slice_number, stem)
 
 # %% ../../nbs/scans/02_stacks.ipynb #c008

@@ -75,7 +75,7 @@ _TEMPORARY = re.compile(r'\.[0-9a-f]{8}-(.+)', re.S)
 
 def _is_begun(path):
     "Whether a folder holds nothing but files of a result, also under their temporary names; or whether it is a file."
-    def name(f): return '/'.join(getattr(_TEMPORARY.fullmatch(p), 'group', lambda _: p)(1) for p in f.parts)
+    def name(f): return '/'.join(getattr(_TEMPORARY.fullmatch(p), 'group', lambda _, p=p: p)(1) for p in f.parts)
     return path.is_file() or all(RESULT_FILES.fullmatch(name(f.relative_to(path))) for f in path.rglob('*'))
 
 def sweep(

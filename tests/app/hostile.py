@@ -4,7 +4,6 @@ import gzip, io, struct, zipfile, zlib
 import nibabel as nib
 import numpy as np
 from PIL import Image
-from pydicom.data import get_testdata_file
 
 
 def png(shape=(32, 32), value=90, mode='L'):
@@ -233,7 +232,8 @@ HOSTILE = [
     ('a DICOM film', {'a.dcm': dicom(NumberOfFrames='30')}, 'multi-frame'),
     ('DICOM slices at one place',
      {f'{k}.dcm': dicom(SOPInstanceUID=f'1.2.{k}', ImagePositionPatient=[0, 0, 0],
-                        ImageOrientationPatient=[1, 0, 0, 0, 1, 0], PixelSpacing=[1, 1]) for k in (1, 2)}, 'at one place'),
+                        ImageOrientationPatient=[1, 0, 0, 0, 1, 0], PixelSpacing=[1, 1]) for k in (1, 2)},
+     'at one place'),
     ('text named zip', {'a.zip': b'hello'}, 'cannot be read'),
     ('an empty zip', {'a.zip': zipped({})}, 'is empty'),
     ('a zip of nothing readable', {'a.zip': zipped({'notes.txt': b'hello'})}, 'holds no scan'),

@@ -1,7 +1,6 @@
 """A listener as a process of its own, senders, and an archive that counts what it gets."""
 import logging, subprocess, sys, threading, time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -9,7 +8,6 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import (Comprehensive3DSRStorage, MRImageStorage, SegmentationStorage,
                                   StudyRootQueryRetrieveInformationModelFind)
 
-from neuroseg.hospital.receiver import Address
 from neuroseg.hospital.series import ROOT, write_series
 from neuroseg.scans.stacks import Scan
 

@@ -28,7 +28,8 @@ PLUGIN = Path('/usr/share/orthanc/plugins/libOrthancDicomWeb.so')
 def ask(path, data=None, method=None):
     "Orthanc's answer to a request, as JSON where it is."
     url = f'http://127.0.0.1:{HTTP}/{path}'
-    with urllib.request.urlopen(urllib.request.Request(url, data=data, method=method), timeout=120) as r: body = r.read()
+    request = urllib.request.Request(url, data=data, method=method)
+    with urllib.request.urlopen(request, timeout=120) as r: body = r.read()
     try: return json.loads(body)
     except ValueError: return body
 

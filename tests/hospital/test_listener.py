@@ -1,6 +1,5 @@
 """A listener under what hospitals do to it: kills, late slices, strangers, broken associations, a full disk."""
 import json, os, random, signal, socket, subprocess, threading, time
-from pathlib import Path
 
 import pydicom
 import pytest
@@ -75,7 +74,8 @@ def test_sigterm_ends_it_and_a_restart_goes_on(tmp_path, archive):
     assert send_until_acknowledged(files[:2], port, until=time.monotonic()+60)
     listener.terminate()
     assert listener.wait(60)==0
-    assert set(_states(folder).values())<={'receiving', 'complete', 'quarantined', 'done', 'sent', 'committed', 'purged'}
+    known = {'receiving', 'complete', 'quarantined', 'done', 'sent', 'committed', 'purged'}
+    assert set(_states(folder).values())<=known
     listener = start_listener(folder, port, archive.address)
     try:
         assert send_until_acknowledged(files[2:], port, until=time.monotonic()+60)

@@ -1,4 +1,4 @@
-"""What must not happen beside an archive: a slice or a result that is lost, patients that are mixed, names that leak."""
+"What must not happen beside an archive: a slice or a result that is lost, patients that are mixed, names that leak."
 import io, json, os, stat, subprocess, sys, threading, time
 from pathlib import Path
 
@@ -10,11 +10,11 @@ pytest.importorskip('highdicom')
 
 from listening import CountingArchive, free_port, send_until_acknowledged, small_study, start_listener, wait_for
 
-from neuroseg.core import ConfigError, InputError, Message, OutputError
+from neuroseg.core import InputError, Message, OutputError
 from neuroseg.hospital.delivery import Archive, deliver
 from neuroseg.hospital.dicomweb import WebArchive
 from neuroseg.hospital.dimse import associated, Commitments, DeliveryError, object_id
-from neuroseg.hospital.jobs import Jobs, LONGEST_WAIT_S
+from neuroseg.hospital.jobs import FIRST_WAIT_S, Jobs, LONGEST_WAIT_S, MAX_ATTEMPTS
 from neuroseg.hospital.listener import Listener, safe_reason
 from neuroseg.hospital.receiver import Address, DUPLICATE, NOT_UNDERSTOOD, port_of, serve, SUCCESS, take
 
@@ -160,7 +160,7 @@ def test_results_that_failed_are_kept_and_tried_again_after_a_restart(tmp_path):
     listener = listener_at(tmp_path/'inbox', now, archive)
     archive.away = True
     take_all(listener.jobs, small_study(tmp_path/'s', 0))
-    for _ in range(40): rounds(listener, now, 1); now[0] += LONGEST_WAIT_S
+    for _ in range(2*MAX_ATTEMPTS+3): rounds(listener, now, 1); now[0] += LONGEST_WAIT_S
     assert listener.jobs.status()['results']['failed']==2
     again = listener_at(tmp_path/'inbox', now, archive)
     archive.away = False
@@ -168,6 +168,11 @@ def test_results_that_failed_are_kept_and_tried_again_after_a_restart(tmp_path):
     assert again.sweep()==0
     for _ in range(6): rounds(again, now, 1); now[0] += LONGEST_WAIT_S
     assert len(archive.kept)==2
+
+
+def test_an_archive_may_be_away_for_a_weekend():
+    waits = [min(FIRST_WAIT_S*2**k, LONGEST_WAIT_S) for k in range(MAX_ATTEMPTS-1)]
+    assert 60<sum(waits)/3600<64
 
 
 def test_kept_results_survive_a_restart(tmp_path):
