@@ -204,6 +204,29 @@ def test_a_worker_without_the_package_is_told_before_the_first_case(tmp_path, ca
             worker.wait()
 
 
+CLUSTER = """import sys, time
+from distributed import LocalCluster
+if __name__ == '__main__':
+    cluster = LocalCluster(n_workers=1, threads_per_worker=1, host='127.0.0.1', dashboard_address=None)
+    print(cluster.scheduler_address, flush=True)
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_dies_ends_the_batch_in_a_sentence(tmp_path, card_path):
+    scans, out = cohort(tmp_path/'scans', 80), tmp_path/'out'
+    (tmp_path/'cluster.py').write_text(CLUSTER)
+    cluster = subprocess.Popen([sys.executable, tmp_path/'cluster.py'], stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.DEVNULL)
+    run = start(scans, out, card_path, '--scheduler', cluster.stdout.readline().strip())
+    wait_for(out, 5, run)
+    cluster.kill()
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 2 and 'run the same command again to resume' in err and 'Traceback' not in err, err
+    assert len(table(out)) >= 4
+
+
 # ---- stopped, killed, large
 
 def start(scans, out, card, *more):
