@@ -7,10 +7,11 @@ Docs: https://neuroseg.github.io/neuroseg/scans/dicom_study.html.md"""
 # %% auto #0
 __all__ = ['NAMES', 'MIN_LEVELS', 'NEGATIVE_SHARE', 'LEAST_COVERED', 't1_roles', 'taken_for', 'series_row', 'study_rows',
            'series_lines', 'chosen_series', 'study_lines', 'check_magnitude', 'read_study', 'study_files', 'only_study',
-           'named_study', 'read_dicom_series']
+           'named_study', 'read_dicom_series', 'by_folder']
 
 # %% ../../nbs/scans/15_dicom_study.ipynb #st003
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ..core import ConfigError, InputError, Message
 from .pictures import SEQUENCES
 from .stacks import numbered, Scan
 from .nifti import same_grid
-from .dicom_index import dicom_index, Series, series_volume, Study
+from .dicom_index import dicom_index, Series, series_by_place, series_volume, Study, WHOSE
 from .dicom_sequences import contrast_of, plane_of, Shown, what_it_shows
 from .resampling import resample
 
@@ -131,6 +132,12 @@ def _flair_of(study, shown):
                              'is, say so: --series UID --as flair (`neuroseg series` lists them)', 'error',
                              name=study.name, listing=_listing(study)))
 
+# %% ../../nbs/scans/15_dicom_study.ipynb #e21c90d2
+def _refused_flair(study, flair, shown):
+    "A warning for each other series that is FLAIR by its header and is refused."
+    return [Message('flair_refused', 'another FLAIR series, {title}, was not used: {why}', title=s.title, why=s.fault)
+            for s in study.series if s.uid!=flair.uid and s.fault and shown[s.uid][0]=='flair']
+
 # %% ../../nbs/scans/15_dicom_study.ipynb #st019
 def _one_t1(study, role, flair, shown):
     "The only accepted T1 of a role, in FLAIR's plane if there are several; and a warning where it stays open."
@@ -177,6 +184,7 @@ def chosen_series(
         if shown[flair.uid][0]=='flair':
             notes.append(Message('flair_found', 'FLAIR is series {title}, by {why}', 'note', title=flair.title,
                                  why=shown[flair.uid][1]))
+        notes += _refused_flair(study, flair, shown)
     for s in taken.values():
         if s is not flair and s.get('FrameOfReferenceUID')!=flair.get('FrameOfReferenceUID'):
             raise InputError(Message('other_frame_named', 'series {title} cannot be used: its FrameOfReferenceUID is '
@@ -298,3 +306,30 @@ def read_dicom_series(
     else: taken = _named(replace(study, named={sequence or 'flair': series}))[sequence or 'flair']
     return Scan(series_volume(taken)[None], (sequence or 'flair',), taken.spacing_mm, taken.affine,
                 numbered(taken.shape[0]), 'volume', study.name, list(taken.warnings))
+
+# %% ../../nbs/scans/15_dicom_study.ipynb #st037b
+def _is_tangled(study):
+    "Whether a study gives no sure scan, and its headers are a reason to doubt that it is one examination."
+    clash = [s.fault for s in study.series if s.fault and (s.fault.code=='one_uid_two_images' or
+             s.fault.code=='dicom_mixed' and s.fault.values['attribute'] in WHOSE)]
+    shown = taken_for(study)
+    unnamed = not study.series[0].get('StudyInstanceUID') and sum(shown[s.uid][0]=='flair' for s in study.series)>1
+    if not clash or unnamed: return unnamed
+    try: chosen_series(study)
+    except InputError: return True
+    return False
+
+def by_folder(
+    study:Study,
+    folder:Path, # That holds all files of it
+)->list: # `Study` each; the study itself where there is nothing to take apart
+    "A study that is surely no single scan, taken apart by the sub-folders that its files lie in."
+    def _place(f): return f.relative_to(folder).parts[:-1][:1]
+    places = {}
+    for f in study.files: places.setdefault(_place(f), []).append(f)
+    whole = [s for s in study.series if not s.fault and len({_place(f) for f in s.files})>1]
+    if study.unreadable or len(places)<2 or () in places or whole or not _is_tangled(study): return [study]
+    apart = [part for files in places.values() for part in dicom_index(files)]
+    for s in study.series:
+        if s.fault: series_by_place([x for part in apart for x in part.series if x.uid==s.uid], s.fault)
+    return apart
