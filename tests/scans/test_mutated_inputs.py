@@ -100,3 +100,12 @@ def test_a_bad_sentence_is_found(tmp_path):
     assert mutations.faults('a\nb', tmp_path) == ['\n'] and mutations.faults('', tmp_path) == ['empty']
     assert mutations.faults(f'{tmp_path} is bad', tmp_path) == [str(tmp_path)]
     assert mutations.faults('DOE^JOHN', Path('/nowhere')) == ['DOE']
+
+
+@pytest.mark.parametrize('number', [92, 127, 370]) # a slice whose SeriesInstanceUID is another: a series of its own
+def test_a_slice_that_left_its_series_is_told(tmp_path, number):
+    from neuroseg.scans.reading import read_scan
+    rng = np.random.default_rng([mutations.SEED, 0, number])
+    folder = mutations.MAKE['dicom'](rng, mutations.way_of(number), tmp_path)
+    scan = read_scan(folder)
+    assert scan.n_slices < 4 and 'flair_refused' in {w.code for w in scan.warnings if w.severity == 'warning'}
