@@ -217,7 +217,7 @@ def results(self:Jobs,
     return [Result(r['uid'], r['study'], self.folder/r['path'], r['state'], r['attempts'], r['reason']) for r in rows]
 
 # %% ../../nbs/hospital/04_jobs.ipynb #4b0c6031
-FIRST_WAIT_S, LONGEST_WAIT_S, MAX_ATTEMPTS = 5., 3600., 12 # Twelve attempts take about five hours
+FIRST_WAIT_S, LONGEST_WAIT_S, MAX_ATTEMPTS = 5., 3600., 72 # Together 62 hours: a weekend
 
 # %% ../../nbs/hospital/04_jobs.ipynb #384c4be0
 @patch
