@@ -6,8 +6,8 @@ Docs: https://neuroseg.github.io/neuroseg/scans/dicom_index.html.md"""
 
 # %% auto #0
 __all__ = ['NOT_DICOM', 'ONE_VALUE', 'SIZES', 'PARALLEL_TOL', 'SAME_PLACE_MM', 'UNEVEN_SHARE', 'UNEVEN_MM', 'TILT', 'STEP_SHARE',
-           'MANY_FILES', 'dicom_files', 'holds_dicom', 'beside_dicom', 'Series', 'series_of', 'series_volume', 'Study',
-           'dicom_index']
+           'WHOSE', 'MANY_FILES', 'dicom_files', 'holds_dicom', 'beside_dicom', 'Series', 'series_of', 'series_volume',
+           'series_by_place', 'Study', 'dicom_index']
 
 # %% ../../nbs/scans/13_dicom_index.ipynb #di003
 import os, sys
@@ -235,6 +235,7 @@ def _checked(frames):
                                  'resample it first', 'error', shape=str((z,y,x)), limit=MAX_VOXELS))
     return frames, copies
 
+# %% ../../nbs/scans/13_dicom_index.ipynb #di0361
 def _place_one(s):
     "Give a series of one slice its geometry, as far as its header tells."
     first = s.frames[0]
@@ -248,6 +249,7 @@ def _place_one(s):
     if thick>0: s.spacing_mm = (thick, *map(float, first.get('PixelSpacing')))
     else: s.warnings.append(Message('unknown_thickness', 'one slice of unknown thickness: volumes in mL are unknown'))
 
+# %% ../../nbs/scans/13_dicom_index.ipynb #di0362
 def _place(s):
     "Sort a series and give it its geometry; `InputError` where it is no volume."
     s.frames,copies = _checked(s.frames)
@@ -286,6 +288,30 @@ def series_volume(
                                  why=s.fault))
     return dicom_planes(s.frames)
 
+# %% ../../nbs/scans/13_dicom_index.ipynb #di041b
+WHOSE = ('PatientID', 'PatientBirthDate', 'StudyInstanceUID') # One patient and one examination
+
+def _examination(frames): # The patient and the study that a series names
+    return tuple(str(frames[0].get(k, '')) for k in WHOSE)
+
+def _lacks_slices(s, others):
+    "Whether another folder holds images of the same series, patient and examination that this folder lacks."
+    uids = {f.get('SOPInstanceUID') for f in s.frames}
+    same = [o for o in others if _examination(o.frames)==_examination(s.frames)]
+    return any({f.get('SOPInstanceUID') for f in o.frames}-uids for o in same)
+
+# %% ../../nbs/scans/13_dicom_index.ipynb #di041b1
+def series_by_place(
+    series:list, # `Series` with one SeriesInstanceUID, each from a folder of its own
+    fault:Message, # Why they are no volume together
+):
+    "Give a fault to every sound series that its folder alone does not settle."
+    sound = [s for s in series if not s.fault]
+    try: _without_copies([f for s in sound for f in s.frames])
+    except InputError as e: refused,fault = sound, e.message
+    else: refused = [s for s in sound if _lacks_slices(s, series)]
+    for s in refused: s.fault = fault
+
 # %% ../../nbs/scans/13_dicom_index.ipynb #di043
 @dataclass
 class Study:
@@ -297,6 +323,10 @@ class Study:
     only_named:bool=False # Whether nothing is taken beside what is named
     @property
     def files(self)->list: return list(dict.fromkeys(f for s in self.series for f in s.files))
+    @property
+    def sound(self)->bool: # Whether no fault of a file, a series or an identifier is known
+        faults = self.unreadable or any(s.fault for s in self.series)
+        return not faults and bool(self.series[0].get('StudyInstanceUID'))
 
 MANY_FILES = 500 # Files above which a bar is shown
 
@@ -311,8 +341,13 @@ def _readable_frames(files, progress):
         except InputError as e: unreadable.append((f, e.message))
     return frames, unreadable
 
-def _examination(frames): # The patient and the study that a series names
-    return tuple(str(frames[0].get(k, '')) for k in ('PatientID', 'PatientBirthDate', 'StudyInstanceUID'))
+# %% ../../nbs/scans/13_dicom_index.ipynb #di0431
+def _owners(f, found):
+    "The examinations that an unreadable file may belong to: those beside it, else those around it, else all."
+    beside = [s for s in found if f.parent in {p.parent for p in s.files}]
+    def _root(s): return os.path.commonpath([p.parent.absolute() for p in s.files])
+    around = [s for s in found if f.absolute().is_relative_to(_root(s))]
+    return beside or around or found
 
 # %% ../../nbs/scans/13_dicom_index.ipynb #di044
 def dicom_index(
@@ -328,9 +363,8 @@ def dicom_index(
     for group in by_uid.values(): studies.setdefault(_examination(group), []).append(series_of(group))
     name = Path(source).name if isinstance(source, (str, os.PathLike)) else 'the list'
     found = [Study(sorted(s, key=lambda s: (s.get('SeriesNumber', 0), s.title)), name) for s in studies.values()]
-    for f,said in unreadable: # belongs to the examination beside whose files it lies, or to none that can be told
-        beside = [s for s in found if f.parent in {p.parent for p in s.files}]
-        for s in beside or found: s.unreadable.append(said)
+    for f,said in unreadable:
+        for s in _owners(f, found): s.unreadable.append(said)
     if not found:
         if unreadable: raise InputError(unreadable[0][1])
         raise InputError(Message('no_dicom_images', '{name} holds no DICOM images', 'error', name=name))

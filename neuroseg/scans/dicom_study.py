@@ -267,6 +267,7 @@ def study_files(
     "The files from which `read_study` reads a scan."
     return [f for s in chosen_series(study)[0].values() for f in s.files]
 
+# %% ../../nbs/scans/15_dicom_study.ipynb #st0371
 def only_study(
     source, # Folder (searched below too), file, list of files, or a `Study`
 )->Study:
@@ -279,6 +280,7 @@ def only_study(
                                  n=len(found)))
     return found[0]
 
+# %% ../../nbs/scans/15_dicom_study.ipynb #st0372
 def named_study(
     sources:list, # Folders and files of one or more examinations
     named:dict, # What the user says: 'pre', 'flair' or 'post' to SeriesInstanceUID
@@ -293,6 +295,7 @@ def named_study(
                                  series=', '.join(named.values())))
     return replace(holding[0], named=dict(named))
 
+# %% ../../nbs/scans/15_dicom_study.ipynb #st0373
 def read_dicom_series(
     source, # Folder (searched below too), file, or list of files
     *,
@@ -319,6 +322,7 @@ def _is_tangled(study):
     except InputError: return True
     return False
 
+# %% ../../nbs/scans/15_dicom_study.ipynb #st037b1
 def by_folder(
     study:Study,
     folder:Path, # That holds all files of it

@@ -22,8 +22,8 @@ from .pictures import (decoding, folder_entries, guess_sequence, IMAGE_ENDINGS, 
 from .stacks import read_stack, Scan, slice_files, subfolder
 from .nifti import read_nifti
 from .dicom import is_dicom
-from .dicom_index import beside_dicom, dicom_index, holds_dicom, Study
-from .dicom_study import only_study, read_study, study_files
+from .dicom_index import beside_dicom, dicom_files, dicom_index, holds_dicom, Study
+from .dicom_study import by_folder, only_study, read_study, study_files
 
 # %% ../../nbs/scans/05_reading.ipynb #c019
 @dataclass
@@ -271,18 +271,47 @@ def _searched(path, folders, skip):
 # %% ../../nbs/scans/05_reading.ipynb #dcm05e
 def _studies_in(path, skip):
     "Examinations of a folder that holds DICOM images; none where their headers cannot be read, or there are none."
-    if not holds_dicom(path, skip=skip): return []
-    try: return dicom_index(path, skip=skip)
+    try: return dicom_index(path, skip=skip) if holds_dicom(path, skip=skip) else []
     except InputError: return [] # reading ends in the same error, unless there is something else to read
 
+# %% ../../nbs/scans/05_reading.ipynb #dcm05e1
+def _is_damaged(folder, skip):
+    "Whether a folder holds DICOM files and none of them can be read."
+    try: found = holds_dicom(folder, skip=skip) and dicom_index(folder, skip=skip)
+    except InputError as e: return e.message.code!='no_dicom_images'
+    return False
+
+# %% ../../nbs/scans/05_reading.ipynb #dcm05e2
+def _homes(path, studies): # The entries of a folder in which the files of each study lie
+    return [{f.relative_to(path).parts[0] for f in s.files} for s in studies]
+
+def _without_damaged(path, studies, children, skip):
+    "Examinations without the sub-folders in which no file can be read, and the names of these."
+    homes = _homes(path, studies)
+    apart = all(len(h)==1 and h <= set(children) for h in homes)
+    doubt = apart and any(s.unreadable for s in studies)
+    lost = [n for n,p in children.items() if {n} not in homes and _is_damaged(p, skip)] if doubt else []
+    if not lost: return studies, []
+    return dicom_index([f for f in dicom_files(path, skip=skip) if f.relative_to(path).parts[0] not in lost]), lost
+
+# %% ../../nbs/scans/05_reading.ipynb #dcm05h
+def _as_scans(path, studies, skip):
+    "`Found` of examinations that have no folder of their own, named after the folder that holds them."
+    name = path.absolute().name
+    named = [name] if len(studies)==1 else [f'{name}_{i}' for i in range(1, len(studies)+1)]
+    return [found_at(replace(s, name=n), path, n) for s,n in zip(studies, named)], beside_dicom(path, skip=skip)
+
+# %% ../../nbs/scans/05_reading.ipynb #dcm05h1
 def _dicom_scans(path, studies, skip, depth):
     "`Found` of a folder that holds DICOM, one an examination, and messages about what is left out."
-    homes = [{f.relative_to(path).parts[0] for f in s.files} for s in studies]
     children = {p.name: p for p in folder_entries(path)[1]}
-    if len(studies)==1 or any(len(h)>1 or not h <= set(children) for h in homes):
-        name = path.absolute().name
-        named = [name] if len(studies)==1 else [f'{name}_{i}' for i in range(1, len(studies)+1)]
-        return [found_at(replace(s, name=n), path, n) for s,n in zip(studies, named)], beside_dicom(path, skip=skip)
+    studies,lost = _without_damaged(path, studies, children, skip)
+    studies = [part for s in studies for part in by_folder(s, path)]
+    homes = _homes(path, studies)
+    if any(len(h)>1 or not h <= set(children) for h in homes): return _as_scans(path, studies, skip)
+    if len(studies)==1 and not lost: # where something is wrong with it, its folders may tell that it is more than one
+        deeper = ([], []) if studies[0].sound else _dicom_scans(children[homes[0].pop()], studies, skip, depth-1)
+        return deeper if len(deeper[0])>1 else _as_scans(path, studies, skip)
     found,notes = [], []
     for name,p in children.items():
         inside = [s for s,h in zip(studies, homes) if h=={name}]

@@ -2,10 +2,11 @@
 
 Each case of `LETTERS` is a fault on which an earlier version failed: a wrong volume, a wrong scan or a traceback.
 """
-import itertools, json, random, shutil, subprocess
+import csv, itertools, json, random, shutil, subprocess
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 from scan_files import one_sentence
@@ -285,6 +286,95 @@ def test_an_archive_of_patients_beside_a_nifti_patient(tmp_path):
     (tmp_path/'all'/'c').mkdir()
     nib.save(nib.Nifti1Image(VOLUME.T.astype(np.int16), AFFINE), tmp_path/'all'/'c'/'x_flair.nii.gz')
     assert [f.parts[-1] for f in expand(tmp_path/'all')] == ['a', 'b', 'c']
+
+
+# A batch of DICOM folders ---------------------------------------------------------------------------------------------
+
+def comma(ds, k):
+    "PixelSpacing as a station with a decimal comma writes it."
+    tag = pydicom.tag.Tag(0x0028, 0x0030)
+    ds._dict[tag] = pydicom.dataelem.RawDataElement(tag, 'DS', 10, b'0,91\\0,91 ', 0, False, True, True)
+
+
+def junk(folder): # Files that begin as DICOM does and end in nonsense
+    for f in folder.glob('IM*'): f.write_bytes(bytes(128) + b'DICM' + b'junk'*50)
+
+
+def anonymous(ds, k):
+    "Without any identifier of the patient, the examination and the frame of reference."
+    for key in ('PatientID', 'PatientBirthDate', 'StudyInstanceUID', 'FrameOfReferenceUID'):
+        if key in ds: delattr(ds, key)
+
+
+def outcomes(folder):
+    "Whether each case of a folder is read, by its name."
+    def _read(found):
+        try: return read_scan(found.source).shape[0]
+        except NeurosegError as e:
+            one_sentence(e_of(e))
+            return str(e)
+    return {f.parts[-1]: _read(f) for f in expand(folder)}
+
+
+def e_of(e): return type('Raised', (), dict(value=e)) # as `pytest.raises` gives it
+
+
+def test_one_odd_header_fails_its_own_folder_only(tmp_path):
+    for name in 'abc': one(tmp_path/'all'/name, comma if name == 'b' else None)
+    said = outcomes(tmp_path/'all')
+    assert said['a'] == said['c'] == 8 and 'PixelSpacing' in said['b'], said
+
+
+def test_an_identifier_of_two_images_is_refused_in_its_folders_only(tmp_path):
+    one(tmp_path/'all'/'a'); one(tmp_path/'all'/'b', volume=VOLUME//2)
+    one(tmp_path/'all'/'c', patient='OTHER'); one(tmp_path/'all'/'ward'/'d', patient='FOURTH')
+    said = outcomes(tmp_path/'all')
+    assert said['c'] == said['ward'] == 8 # a folder of one scan names it
+    assert 'one SOPInstanceUID' in said['a'] and 'one SOPInstanceUID' in said['b'], said
+
+
+@pytest.mark.parametrize('deep', ['', 'ward/1'])
+@pytest.mark.parametrize('n', [2, 3])
+def test_a_folder_that_cannot_be_read_fails_alone(tmp_path, deep, n):
+    for name in 'abc'[:n]: one(tmp_path/'all'/deep/name, patient=name)
+    junk(tmp_path/'all'/deep/'b')
+    said = outcomes(tmp_path/'all')
+    assert sorted(said) == list('abc'[:n]) and said['a'] == 8 and 'IM' in said['b'], said
+    assert n == 2 or said['c'] == 8
+
+
+def test_folders_without_identifiers_are_scans_of_their_own(tmp_path):
+    for name in 'abc': one(tmp_path/'all'/name, anonymous, volume=VOLUME//(1+ord(name) % 3), patient=name)
+    assert outcomes(tmp_path/'all') == dict(a=8, b=8, c=8)
+
+
+def test_a_copy_is_not_read_where_another_folder_holds_more_of_its_series(tmp_path):
+    one(tmp_path/'all'/'a'); one(tmp_path/'all'/'b', comma)
+    for k in (6, 7): (tmp_path/'all'/'a'/f'IM{k:04d}').unlink() # the last two slices are in b only
+    assert set(map(type, outcomes(tmp_path/'all').values())) == {str}
+
+
+def test_a_series_in_two_folders_stays_whole(tmp_path):
+    one(tmp_path/'all'/'a', anonymous); (tmp_path/'all'/'b').mkdir()
+    for k in range(4, 8): (tmp_path/'all'/'a'/f'IM{k:04d}').rename(tmp_path/'all'/'b'/f'IM{k:04d}')
+    assert outcomes(tmp_path/'all') == dict(all=8)
+    (tmp_path/'all'/'b'/'IM0005').unlink() # a slice is missing: no part of it is read
+    assert set(map(type, outcomes(tmp_path/'all').values())) == {str}
+
+
+def test_an_unreadable_series_of_one_examination_refuses_it(tmp_path):
+    write_phantom_study(tmp_path/'all'/'a', patient='a'); write_phantom_study(tmp_path/'all'/'b', patient='b')
+    junk(tmp_path/'all'/'a'/'post')
+    said = outcomes(tmp_path/'all')
+    assert len(said) == 2 and said['b'] == 24 and 'damaged' in said['a'], said
+
+
+def test_predict_goes_on_after_a_faulty_dicom_folder(tmp_path, capsys):
+    for name in 'abc': one(tmp_path/'all'/name, comma if name == 'b' else None)
+    assert main(['predict', str(tmp_path/'all'), '-o', str(tmp_path/'out'), '--no-flips']) == 2
+    rows = list(csv.DictReader((tmp_path/'out'/'cases.csv').open()))
+    assert [(r['case'], r['status']) for r in rows] == [('a', 'done'), ('b', 'failed'), ('c', 'done')]
+    assert 'PixelSpacing' in rows[1]['error']
 
 
 # Formats --------------------------------------------------------------------------------------------------------------
