@@ -8,7 +8,7 @@ Docs: https://neuroseg.github.io/neuroseg/commands/training_commands.html.md"""
 __all__ = ['train', 'finetune', 'evaluate', 'remote_pack', 'remote_train']
 
 # %% ../../nbs/commands/04_training_commands.ipynb #69128a95
-import sys
+import os, sys
 from pathlib import Path
 
 from ..core import ConfigError
