@@ -1,5 +1,5 @@
 "Notebooks and library are in step, lessons show and assert, cells and lines are short, papermill finds its parameters."
-import json, re, tomllib
+import json, re, subprocess, sys, tomllib
 
 import nbformat
 import pytest
@@ -153,6 +153,20 @@ def test_saved_outputs_are_clean(root):
                 shown = ''.join([out.get('text', ''), *data])
                 bad += [f'{f.name}: {m[0]!r} in {shown[:80]!r}' for m in NOISE.finditer(shown)]
     assert bad == []
+
+
+def undefined(folder):
+    "Names that a module of a folder uses and nobody defines there, as ruff finds them."
+    command = [sys.executable, '-m', 'ruff', 'check', '--isolated', '--select', 'F821', '--output-format', 'concise']
+    return [line for line in subprocess.run([*command, str(folder)], capture_output=True, text=True).stdout.splitlines()
+            if 'F821' in line]
+
+
+def test_a_module_has_all_names_that_it_uses(root, tmp_path):
+    "A lesson that imports a name must not hide that the exported cells lack it."
+    assert undefined(root/'neuroseg') == []
+    (tmp_path/'room.py').write_text('def here(): return os.getcwd()\n')
+    assert len(undefined(tmp_path)) == 1
 
 
 def test_papermill_injects_after_cleaning(repo_copy):
