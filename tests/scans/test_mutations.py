@@ -1,5 +1,5 @@
 "Damaged files: each is read or refused in a sentence, in time, and never as the scan of somebody else."
-import gzip, io, time, zipfile
+import gzip, io, struct, time, zipfile, zlib
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +11,7 @@ from neuroseg.core import NeurosegError
 from neuroseg.scans.nifti import read_mask, write_mask_nifti
 from neuroseg.scans.reading import read_scan
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore:Duplicate name')] # two patients of one name
 N = 600 # Files of each kind
 LIMIT_S = 20
 WHO = {'Anna': range(10, 90), 'Bert': range(130, 210)} # Grey levels that tell whose a voxel is
@@ -61,6 +61,56 @@ def damaged(rng, data):
     return bytes(data)
 
 
+def chunks(data):
+    "Name and content of each chunk of a PNG file."
+    found, i = [], 8
+    while i < len(data):
+        n, = struct.unpack('>I', data[i:i+4])
+        found.append([data[i+4:i+8], data[i+8:i+8+n]])
+        i += 12+n
+    return found
+
+
+def damaged_png(rng, data):
+    "Other pixels, or one other number of the header, with right checksums: its decoder reads on."
+    parts = chunks(data)
+    for c in parts:
+        if c[0] == b'IHDR' and rng.random() < .5: # height, width, depth, colour, interlace
+            at = int(rng.choice([3, 7, 8, 9, 12]))
+            c[1] = c[1][:at] + bytes([rng.choice([0, 1, 2, 3, 4, 6, 8, 16, 18, 22, 24, 255])]) + c[1][at+1:]
+        if c[0] == b'IDAT':
+            rows = zlib.decompress(c[1])
+            c[1] = zlib.compress(damaged(rng, rows) if rng.random() < .5 else touched(rng, rows))
+    if rng.random() < .2: parts.insert(1, [bytes(rng.choice([b'tRNS', b'PLTE', b'gAMA', b'eXIf'])), rng.bytes(6)])
+    return data[:8] + b''.join(struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name+body))
+                               for name, body in parts)
+
+
+def touched(rng, data):
+    "One to eight other bytes, at the same length."
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 9)): data[rng.integers(len(data))] = rng.integers(256)
+    return bytes(data)
+
+
+def damaged_zip(rng, data):
+    "An archive of damaged files, with right checksums: they are unpacked, and read."
+    file, hurt = io.BytesIO(), rng.choice([.2, 1])
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, 'w') as z:
+        for info in old.infolist():
+            body = old.read(info)
+            if rng.random() < hurt: body = (damaged_png if rng.random() < .8 else damaged)(rng, body)
+            z.writestr(info, body)
+    return file.getvalue()
+
+
+def damaged_gz(rng, data): return gzip.compress(damaged(rng, gzip.decompress(data)), 1)
+
+
+# Formats with checksums, which would refuse every other damage
+INSIDE = {'a.png': damaged_png, 'a.zip': damaged_zip, 'a_flair.nii.gz': damaged_gz}
+
+
 def owners(values):
     "Whose grey levels a scan holds."
     found = np.unique(values)
@@ -95,7 +145,10 @@ def test_damaged_files(tmp_path, name, make, record_property):
         who = list(WHO)[i % 2]
         folder = tmp_path/str(i); folder.mkdir()
         data = make(rng, who)
-        if name != 'a.zip' or rng.random() < .5: data = damaged(rng, data) # the other archives are sound, but for names
+        way = rng.random()
+        if way < .4: data = damaged(rng, data)
+        elif name in INSIDE and way < .8: data = INSIDE[name](rng, data)
+        elif name != 'a.zip': data = damaged(rng, data) # the other archives are sound, but for names
         outcome, scans = one(folder, name, data)
         count[outcome] += 1
         for scan in scans: assert len(owners(scan.data[0])) < 2, 'voxels of two patients in one scan'
@@ -104,4 +157,4 @@ def test_damaged_files(tmp_path, name, make, record_property):
             assert b'DOE' not in (folder/'m.nii').read_bytes()
             assert np.array_equal(read_mask(folder/'m.nii'), scans[0].data[0] > 50)
     print(f'{name}: {count}')
-    assert count['refused'] > N/20 and sum(count.values()) == N
+    assert min(count.values()) > N/20 and sum(count.values()) == N # neither harmless nor always fatal
