@@ -277,7 +277,8 @@ def _studies_in(path, skip):
 # %% ../../nbs/scans/05_reading.ipynb #dcm05e1
 def _is_damaged(folder, skip):
     "Whether a folder holds DICOM files and none of them can be read."
-    try: found = holds_dicom(folder, skip=skip) and dicom_index(folder, skip=skip)
+    try:
+        if holds_dicom(folder, skip=skip): dicom_index(folder, skip=skip)
     except InputError as e: return e.message.code!='no_dicom_images'
     return False
 
