@@ -121,8 +121,9 @@ def parser()->argparse.ArgumentParser: # Of the whole command line
 # %% ../../nbs/commands/01_command.ipynb #9d4bc245
 def _settle_home():
     "Give a user without home and name a folder and a name, for the libraries that ask."
-    try: Path.home()
-    except RuntimeError:
+    try: lacking = not os.access(Path.home(), os.W_OK) # such as `/`, the home of a number without a name
+    except RuntimeError: lacking = True
+    if lacking:
         home = Path(tempfile.gettempdir())/f'neuroseg-home-{os.getuid()}'
         home.mkdir(mode=0o700, exist_ok=True)
         ours = home.stat().st_uid==os.getuid() and not home.is_symlink()

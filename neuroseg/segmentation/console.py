@@ -35,6 +35,9 @@ def predict_named(
     **kwargs, # Passed to `Segmenter.segment`: threshold, flips
 )->dict: # The report, or `case` and `error`
     "Segment one scan whose files are named by sequence."
+    if folders := [Path(f).name for f in files if Path(f).is_dir()]:
+        raise ConfigError(f'--sequences names NIfTI files, but `{folders[0]}` is a folder; of a DICOM folder name the '
+                          'series with --series UID --as flair')
     n,named = len(files), len(sequences)
     if n!=named: raise ConfigError(f'{n} file(s) but {named} sequence name(s); give one name a file')
     source = dict(zip(sequences, map(Path, files)))
