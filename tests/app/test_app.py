@@ -217,7 +217,7 @@ def test_three_planes_and_every_layer(page, volume):
 
 def test_no_lesion(page, tmp_path):
     upload(page, write_nifti(tmp_path/'flat_flair.nii.gz',
-                             np.minimum(head()[0], 60) + np.indices((12, 96, 80)).sum(0)%3*(head()[0] > 50)))
+                             np.minimum(head()[0], 60) + (np.indices((12, 96, 80)).sum(0)%3+.01)*(head()[0] > 50)))
     slider(page, 'Threshold').set_value(.98).run()
     assert metrics(page)['Lesion, mL'] == '0.0' and metrics(page)['Confidence'] == '–'
     assert any('does not exclude' in w for w in warned(page))
@@ -613,7 +613,7 @@ def test_the_zip_is_what_predict_writes(volume, card, segmenter, tmp_path):
     assert (read_mask(here/'mask.nii.gz') == read_mask(there/'mask.nii.gz')).all()
     assert (nib.load(here/'mask.nii.gz').affine == nib.load(there/'mask.nii.gz').affine).all()
     ours, theirs = json.loads((here/'report.json').read_text()), json.loads((there/'report.json').read_text())
-    assert {k for k in theirs if ours[k] != theirs[k]} <= {'seconds'}
+    assert {k for k in theirs if ours[k] != theirs[k]} <= {'seconds', 'settings'} # settings: for a batch that goes on
 
 
 @pytest.mark.parametrize('lang', LANGUAGES)

@@ -720,7 +720,7 @@ def test_a_private_training_is_resumed_and_stays_out_of_git(ward, tmp_path, capf
     before = (tmp_path/'run'/'checkpoint.safetensors').stat().st_mtime_ns
     assert main(words) == 0 and (tmp_path/'run'/'checkpoint.safetensors').stat().st_mtime_ns == before
     shutil.rmtree(ward/privacy.STATE) # another key: nobody could tell whether these are the same patients
-    assert main(words) == 2 and 'differs in split.keyed, data_hash' in capfd.readouterr().err
+    assert main(words) == 2 and 'differs in split.keyed, split.key, data_hash' in capfd.readouterr().err
     for command in (['train', *TRIAL], ['evaluate']):
         assert main([command[0], str(ward), '-o', str(ROOT/'scores'), *command[1:]]) == 2
         assert 'git does not ignore' in capfd.readouterr().err and not (ROOT/'scores').exists()

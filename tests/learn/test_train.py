@@ -380,7 +380,11 @@ def test_missing_best_weights_are_named(sets, tmp_path):
 # --- faults on the way
 
 def test_divergence_stops_with_a_sentence(sets, tmp_path):
-    with pytest.raises(RunError) as e: fit(replace(SMALL, lr=1e30, schedule='flat', ema=None), sets, tmp_path)
+    class Burst(Callback):
+        "What too large a learning rate does in the end."
+        def after_batch(self):
+            for p in self.model.parameters(): p.data.mul_(1e30)
+    with pytest.raises(RunError) as e: fit(replace(SMALL, schedule='flat', ema=None), sets, tmp_path, cbs=[Burst()])
     assert str(e.value).startswith('train: the loss is ')
     assert 'smaller learning rate' in str(e.value)
     assert '\n' not in str(e.value)
