@@ -143,3 +143,23 @@ def test_attributes_that_may_be_empty_may_be_absent(tmp_path, model_result):
     scan = read_scan(tmp_path/'series')
     found = replace(model_result, mask=_mask(scan.shape), prob=_mask(scan.shape)*.9, scan=scan, files=files)
     assert seg_dataset(found.with_threshold(.5)).StudyInstanceUID==pydicom.dcmread(files[0]).StudyInstanceUID
+
+def test_files_without_preamble_are_given_back_too(tmp_path, model_result):
+    "`predict` reads them, so a result of theirs has a SEG."
+    files = write_series(_scan(DIRECTIONS['oblique']), tmp_path/'series')
+    for f in files: f.write_bytes(f.read_bytes()[132:])
+    scan = read_scan(tmp_path/'series')
+    found = replace(model_result, prob=_mask(scan.shape)*.9, scan=scan, files=files).with_threshold(.5)
+    assert int(seg_dataset(found).NumberOfFrames)==found.mask.any((1,2)).sum()>0
+
+def test_a_slice_of_unknown_thickness_is_refused(tmp_path, model_result):
+    files = write_series(_scan(DIRECTIONS['axial']), tmp_path/'series')[:1]
+    ds = pydicom.dcmread(files[0])
+    del ds.SliceThickness, ds.SpacingBetweenSlices
+    (tmp_path/'one').mkdir()
+    ds.save_as(tmp_path/'one'/'IM')
+    scan = read_scan(tmp_path/'one')
+    assert scan.spacing_mm is None
+    found = replace(model_result, mask=_mask((7,24,20))[2:3], prob=_mask((7,24,20))[2:3]*.9, scan=scan,
+                    files=[tmp_path/'one'/'IM'])
+    with pytest.raises(InputError, match='positions and spacing are known'): seg_dataset(found.with_threshold(.5))
