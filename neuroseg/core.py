@@ -7,13 +7,14 @@ Docs: https://neuroseg.github.io/neuroseg/core.html.md"""
 # %% auto #0
 __all__ = ['SEVERITIES', 'COHORT_MARKS', 'STACK', 'NeurosegError', 'InputError', 'ShapeError', 'DataError', 'LeakageError',
            'ConfigError', 'OutputError', 'MissingExtraError', 'RunError', 'Message', 'as_message', 'need',
-           'package_dir', 'cache_dir', 'data_dir', 'seed_everything', 'sha256_file', 'sha256_array', 'hash_files',
-           'atomic_path', 'atomic_dir', 'jsonable', 'merged', 'flat', 'write_json', 'read_json', 'git_output',
-           'git_commit', 'git_objects', 'versions', 'installed', 'hardware', 'peak_mb', 'RunRecord', 'record_run']
+           'silent_logger', 'package_dir', 'cache_dir', 'data_dir', 'seed_everything', 'sha256_file', 'sha256_array',
+           'hash_files', 'atomic_path', 'atomic_dir', 'jsonable', 'merged', 'flat', 'write_json', 'read_json',
+           'git_output', 'git_commit', 'git_objects', 'versions', 'installed', 'hardware', 'peak_mb', 'RunRecord',
+           'record_run']
 
 # %% ../nbs/00_core.ipynb #c003
-import contextlib, dataclasses, hashlib, importlib, json, math, os, platform, random, shutil, subprocess, sys, time
-import uuid
+import contextlib, dataclasses, hashlib, importlib, json, logging, math, os, platform, random, shutil, subprocess
+import sys, time, uuid
 from dataclasses import dataclass
 from datetime import datetime, UTC
 from pathlib import Path
@@ -88,6 +89,18 @@ def need(
         if e.name is None or not (module==e.name or module.startswith(e.name+'.')): raise
         raise MissingExtraError(f"`{e.name}` is needed for this but not installed: in a clone of neuroseg, "
                                 f"pip install '.[{extra}]'", name=e.name) from None
+
+# %% ../nbs/00_core.ipynb #core-sl2
+@contextlib.contextmanager
+def silent_logger(
+    name:str, # Of the logger of a library, such as 'papermill'
+):
+    "A logger, and those below it, that write nothing."
+    log = logging.getLogger(name)
+    before = log.level
+    log.setLevel(logging.CRITICAL+1)
+    try: yield
+    finally: log.setLevel(before)
 
 # %% ../nbs/00_core.ipynb #c029
 def package_dir()->Path: # Folder of the installed package

@@ -68,6 +68,6 @@ def claims(args):
     from neuroseg.reports.claims import check_claims, load_claims, write_ledger
     if args.write: print('written:', os.path.relpath(write_ledger()))
     faults = check_claims()
-    for run,why in waiting_runs().items(): print(f'{run} waits for a rerun: {why}')
+    for run,entry in waiting_runs().items(): print(f"{run} waits for a rerun: {entry['why']}")
     print(*faults, f'{len(faults)} fault(s)' if faults else f'{len(load_claims())} claims hold', sep='\n')
     return 1 if faults else 0

@@ -55,6 +55,7 @@ class Jobs:
                 db.executescript(TABLES)
                 if not db.execute('select 1 from secret').fetchone():
                     db.execute('insert into secret values (?)', (secrets.token_bytes(32),))
+                self._secret = db.execute('select value from secret').fetchone()['value']
         except (OSError, OutputError, sqlite3.Error) as e:
             raise OutputError(f"`{self.folder.name}` cannot hold the listener's database ({e}); "
                               "choose a folder that can be written") from e
@@ -281,7 +282,7 @@ def mend_times(self:Jobs):
 @patch
 def secret(self:Jobs)->bytes: # 32 random bytes, made with the database
     "The key of the pseudonyms."
-    with self.open() as db: return db.execute('select value from secret').fetchone()['value']
+    return self._secret
 
 # %% ../../nbs/hospital/04_jobs.ipynb #6f97dc39
 @patch

@@ -14,7 +14,6 @@ import hashlib, io, os, re, secrets, shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from ..core import ConfigError, need, OutputError
 from .jobs import Jobs
 

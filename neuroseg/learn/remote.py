@@ -13,6 +13,7 @@ __all__ = ['THESIS_TUNING', 'SHARE', 'Training', 'thesis_plan', 'Sides', 'thesis
 import json, multiprocessing, os, shutil, tempfile, time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -94,6 +95,14 @@ def pack(
     return Path(path)
 
 # %% ../../nbs/learn/15_remote.ipynb #rm030
+@contextmanager
+def _opened(path, is_what):
+    "An opened file of arrays and the names before the first dot; `RunError` where it is damaged or another file."
+    try:
+        with open(path, 'rb') as f, np.load(f) as z: yield z, dict.fromkeys(key.split('.')[0] for key in z)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e:
+        raise RunError(f"`{Path(path).name}` cannot be read; expected {is_what}, copy the file again") from e
+
 def _slice_set(z, key):
     "One side of a cohort from an opened file, each slice a case of its own."
     x = z[f'{key}.x']
@@ -104,13 +113,8 @@ def unpack(
     path:Path, # From `pack`
 )->dict: # Name of the cohort to its `Sides`
     "The divided slices of a packed file."
-    try:
-        with open(path, 'rb') as f, np.load(f) as z:
-            names = dict.fromkeys(key.split('.')[0] for key in z)
-            return {name: Sides(*(_slice_set(z, f'{name}.{side}') for side in Sides._fields)) for name in names}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e:
-        raise RunError(f"`{Path(path).name}` cannot be read; expected a file of `neuroseg remote pack`, "
-                       "copy it again") from e
+    with _opened(path, 'a file of `neuroseg remote pack`') as (z, names):
+        return {name: Sides(*(_slice_set(z, f'{name}.{side}') for side in Sides._fields)) for name in names}
 
 # %% ../../nbs/learn/15_remote.ipynb #rm042
 class TimeLimit(Callback):
@@ -256,12 +260,8 @@ def read_results(
     path:Path, # From `store_results`
 )->dict: # Name of the training to its `Result`
     "The results of a plan that was run elsewhere."
-    try:
-        with open(path, 'rb') as f, np.load(f) as z:
-            return {name: _stored_result(z, name) for name in dict.fromkeys(key.split('.')[0] for key in z)}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e:
-        raise RunError(f"`{Path(path).name}` cannot be read; expected results of `neuroseg remote train`, "
-                       "copy the file again") from e
+    with _opened(path, 'results of `neuroseg remote train`') as (z, names):
+        return {name: _stored_result(z, name) for name in names}
 
 # %% ../../nbs/learn/15_remote.ipynb #rm085
 def check_result(

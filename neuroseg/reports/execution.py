@@ -9,12 +9,12 @@ __all__ = ['library_dir', 'code_hash', 'is_current', 'kernel_environment', 'why'
            'check_sealed', 'run_study']
 
 # %% ../../nbs/reports/07_execution.ipynb #1fa99318
-import base64, contextlib, hashlib, logging, os, shutil
+import base64, contextlib, hashlib, os, shutil
 from pathlib import Path
 
 from .. import core
 from ..core import (package_dir, atomic_dir, atomic_path, hash_files, jsonable, need, NeurosegError, read_json,
-                           RunError, sha256_file, write_json)
+                           RunError, sha256_file, silent_logger, write_json)
 from ..cohorts.disclosure import safe_facts
 from ..cohorts.privacy import cleaned, policy_of, scrubber
 from ..cohorts.phi_scan import check
@@ -75,16 +75,6 @@ def kernel_environment(
     hushed = os.environ.get('PYTHONWARNINGS') or 'ignore::DeprecationWarning,ignore::FutureWarning'
     return dict(PYTHONPATH=path, PYTHONWARNINGS=hushed)
 
-# %% ../../nbs/reports/07_execution.ipynb #627c7daa
-@contextlib.contextmanager
-def _silent(name):
-    "A logger that writes nothing: its news is raised as one sentence."
-    log = logging.getLogger(name)
-    before = log.level
-    log.setLevel(logging.CRITICAL+1)
-    try: yield
-    finally: log.setLevel(before)
-
 # %% ../../nbs/reports/07_execution.ipynb #ae326fb8
 def _first_line(cell): return cell.source.strip().splitlines()[0]
 
@@ -119,7 +109,7 @@ def execute(
     bar = dict(desc=notebook.stem, unit='cell', leave=False) if progress else False
     file = folder/'notebook.ipynb'
     try:
-        with _environment(**kernel_environment(library_dir(root))), _silent('papermill'):
+        with _environment(**kernel_environment(library_dir(root))), silent_logger('papermill'):
             papermill.execute_notebook(nbformat.read(notebook, as_version=4), str(file), parameters=params,
                                        cwd=str(root),
                                        progress_bar=bar, start_timeout=300, extra_arguments=['--log-level=50'])

@@ -8,22 +8,12 @@ Docs: https://neuroseg.github.io/neuroseg/segmentation/parallel.html.md"""
 __all__ = ['CONNECT_S', 'LOCAL', 'NO_WORKER_S', 'workers_of', 'each_done', 'spread']
 
 # %% ../../nbs/segmentation/10_parallel.ipynb #c003
-import contextlib, logging, time
+import contextlib, time
 from itertools import islice
 
 from .. import __version__
-from ..core import ConfigError, need, NeurosegError, RunError
+from ..core import ConfigError, need, NeurosegError, RunError, silent_logger
 from .network import cores
-
-# %% ../../nbs/segmentation/10_parallel.ipynb #e6e68401
-@contextlib.contextmanager
-def _unlogged(name):
-    "No lines of a logger: a lost connection is raised as an error, and Dask would print a traceback as well."
-    log = logging.getLogger(name)
-    level = log.level
-    log.setLevel(logging.CRITICAL+1)
-    try: yield
-    finally: log.setLevel(level)
 
 # %% ../../nbs/segmentation/10_parallel.ipynb #d8c1123c
 def _version():
@@ -58,7 +48,7 @@ def workers_of(
         except (OSError, TimeoutError, ValueError) as e:
             raise ConfigError(f"no Dask scheduler answers at `{address}`; start one with `dask scheduler`, "
                               "or leave the address out") from e
-        with _unlogged('distributed.client'), client:
+        with silent_logger('distributed.client'), client:
             _check_workers(client)
             yield client
     else:

@@ -70,79 +70,68 @@ def test_thirty_kills_lose_nothing_and_send_nothing_twice(tmp_path, archive):
 def test_sigterm_ends_it_and_a_restart_goes_on(tmp_path, archive):
     folder, port = tmp_path/'inbox', free_port()
     files = small_study(tmp_path/'s', 0)
+    for part in (files[:2], files[2:]): # each to a listener that waits for more, and is told to stop
+        listener = start_listener(folder, port, archive.address, quiet=600)
+        assert send_until_acknowledged(part, port, until=time.monotonic()+60)
+        listener.terminate()
+        assert listener.wait(60)==0
+        assert list(_states(folder).values())==['receiving']
     listener = start_listener(folder, port, archive.address)
-    assert send_until_acknowledged(files[:2], port, until=time.monotonic()+60)
-    listener.terminate()
-    assert listener.wait(60)==0
-    known = {'receiving', 'complete', 'quarantined', 'done', 'sent', 'committed', 'purged'}
-    assert set(_states(folder).values())<=known
-    listener = start_listener(folder, port, archive.address)
-    try:
-        assert send_until_acknowledged(files[2:], port, until=time.monotonic()+60)
-        assert wait_for(lambda: set(_states(folder).values()) <= {'purged', 'receiving', 'quarantined'} and archive.kept
-                        or 'quarantined' in _states(folder).values(), 120)
+    try: assert wait_for(lambda: list(_states(folder).values())==['purged'], 120), _states(folder)
     finally:
         listener.terminate()
         listener.wait()
+    assert Jobs(folder).studies()[0].n_slices==len(files)
+    assert list(_studies_of(archive).values())==[['SEG', 'SR']] and set(archive.got.values())=={1}
 
 
-def test_a_late_slice_makes_another_result(tmp_path):
-    "The result of an incomplete study is replaced, with another identifier."
+@pytest.fixture
+def inbox(tmp_path):
+    "A listener without a network, five slices of a study, and its clock."
     from neuroseg.hospital.listener import Listener
-    now, files = [0.], small_study(tmp_path/'s', 0, n_slices=5)
+    now = [0.]
     listener = Listener(tmp_path/'inbox', Address('NEUROSEG', 0), ('MR1',), clock=lambda: now[0],
                         log=open(os.devnull, 'w'), threads=1)
-    def rounds(files):
+    def receive(files, *, then_s=60, rounds=3):
         for f in files: assert take(listener.jobs, f.read_bytes(), sender='MR1')==SUCCESS
-        now[0] += 60
-        for _ in range(3): listener.round()
-    rounds(files[:4])
-    study, = listener.jobs.studies()
+        now[0] += then_s
+        for _ in range(rounds): listener.round()
+        return listener.jobs.studies()[0]
+    return listener, small_study(tmp_path/'s', 0, n_slices=5), receive
+
+
+@pytest.fixture
+def purged(inbox):
+    "The same after four slices were segmented, committed and deleted."
+    listener, files, receive = inbox
+    receive(files[:4])
+    for r in listener.jobs.results(): listener.jobs.delivered(r, 'committed')
+    listener.round()
+    assert listener.jobs.studies()[0].state=='purged'
+    return inbox
+
+
+def test_a_late_slice_makes_another_result(inbox):
+    "The result of an incomplete study is replaced, with another identifier."
+    listener, files, receive = inbox
+    study = receive(files[:4])
     first = {r.uid for r in listener.jobs.results()}
     assert (study.state, study.generation, len(first))==('done', 1, 2)
-    rounds(files[4:])
-    study, = listener.jobs.studies()
+    study = receive(files[4:])
     second = {r.uid for r in listener.jobs.results()}
     assert (study.state, study.generation, study.n_slices, len(second))==('done', 2, 5, 2)
     assert not first & second
 
 
-def test_one_late_slice_of_a_purged_study_is_not_segmented_alone(tmp_path):
-    from neuroseg.hospital.listener import Listener
-    now, files = [0.], small_study(tmp_path/'s', 0, n_slices=5)
-    listener = Listener(tmp_path/'inbox', Address('NEUROSEG', 0), ('MR1',), clock=lambda: now[0],
-                        log=open(os.devnull, 'w'), threads=1)
-    for f in files[:4]: take(listener.jobs, f.read_bytes(), sender='MR1')
-    now[0] += 60
-    for _ in range(2): listener.round()
-    for r in listener.jobs.results(): listener.jobs.delivered(r, 'committed')
-    listener.round()
-    assert listener.jobs.studies()[0].state=='purged'
-    take(listener.jobs, files[4].read_bytes(), sender='MR1')
-    now[0] += 60
-    listener.round()
-    assert listener.jobs.studies()[0].state=='receiving' # it waits for the other four
-    for f in files[:4]: take(listener.jobs, f.read_bytes(), sender='MR1')
-    now[0] += 60
-    for _ in range(3): listener.round()
-    assert listener.jobs.studies()[0].state=='done'
-    take(listener.jobs, small_study(tmp_path/'t', 1)[0].read_bytes(), sender='MR1')
+def test_one_late_slice_of_a_purged_study_is_not_segmented_alone(purged):
+    _, files, receive = purged
+    assert receive(files[4:]).state=='receiving' # it waits for the other four
+    assert receive(files[:4]).state=='done'
 
 
-def test_a_study_whose_slices_do_not_come_is_put_aside(tmp_path):
-    from neuroseg.hospital.listener import Listener
-    now, files = [0.], small_study(tmp_path/'s', 0, n_slices=5)
-    listener = Listener(tmp_path/'inbox', Address('NEUROSEG', 0), ('MR1',), clock=lambda: now[0],
-                        log=open(os.devnull, 'w'), threads=1)
-    for f in files[:4]: take(listener.jobs, f.read_bytes(), sender='MR1')
-    now[0] += 60
-    for _ in range(2): listener.round()
-    for r in listener.jobs.results(): listener.jobs.delivered(r, 'committed')
-    listener.round()
-    take(listener.jobs, files[4].read_bytes(), sender='MR1')
-    now[0] += 700
-    listener.round()
-    study, = listener.jobs.studies()
+def test_a_study_whose_slices_do_not_come_is_put_aside(purged):
+    _, files, receive = purged
+    study = receive(files[4:], then_s=700)
     assert (study.state, study.reason)==('quarantined', '1 of 5 objects are here; send the whole study again')
 
 

@@ -4,8 +4,10 @@ import shutil, subprocess, sys
 import pytest
 from conftest import ROOT, tracked_files
 
+yaml = pytest.importorskip('yaml')
+
 from neuroseg.core import read_json
-from neuroseg.reports.checks import changed_runs
+from neuroseg.reports.checks import changed_runs, run_fingerprint
 from neuroseg.reports.claims import VERDICTS, band, check_claims, judge, ledger_text, load_claims, look_up
 from neuroseg.reports.published import load_published
 from neuroseg.reports.stored_run import kept_runs
@@ -124,6 +126,21 @@ def test_a_run_that_can_be_computed_does_not_wait(tmp_path):
     "The list of waiting runs excuses no run but those that need it."
     for name in ('reports/20_exploration', 'nbs/studies'): shutil.copytree(ROOT/name, tmp_path/name)
     shutil.copy(ROOT/'settings.ini', tmp_path)
-    (tmp_path/'reports'/'waiting.yml').write_text('20_exploration/cpu: no reason\n')
+    run = tmp_path/'reports'/'20_exploration'/'cpu'
+    entry = '20_exploration/cpu: {why: no reason, files: %s}\n'
+    (tmp_path/'reports'/'waiting.yml').write_text(entry % run_fingerprint(run))
     found = [f for f in changed_runs(tmp_path) if f.startswith('20_exploration/cpu')]
     assert len(found) == 1 and 'strike it out' in found[0]
+
+
+@pytest.mark.parametrize('name', ('summary.json', 'patients.csv', 'figures/training_curves.png'))
+def test_a_waiting_run_is_not_changed(tmp_path, name):
+    "Neither its numbers nor its figures, though they cannot be computed again."
+    waits = yaml.safe_load((ROOT/'reports'/'waiting.yml').read_text())
+    if '21_thesis/cpu' not in waits: pytest.skip('it has been run again')
+    for folder in ('reports/21_thesis', 'nbs/studies'): shutil.copytree(ROOT/folder, tmp_path/folder)
+    for file in ('settings.ini', 'reports/waiting.yml'): shutil.copy(ROOT/file, tmp_path/file)
+    assert [f for f in changed_runs(tmp_path) if '21_thesis' in f] == []
+    file = tmp_path/'reports'/'21_thesis'/'cpu'/name
+    file.write_bytes(file.read_bytes() + b' ')
+    assert any('waiting runs' in f for f in changed_runs(tmp_path) if '21_thesis' in f)

@@ -181,20 +181,18 @@ def text(name, old, new, count=1):
 
 def claim(name, **changes): # None takes a key away
     "Change an entry of claims.yml."
-    def spoil(root):
-        file = root/'reports/claims.yml'
-        entries = yaml.safe_load(file.read_text(encoding='utf-8'))
-        entry = next(e for e in entries if e['id'] == name)
-        entry |= changes
-        for k in [k for k, v in entry.items() if v is None]: del entry[k]
-        file.write_text(yaml.safe_dump(entries, sort_keys=False), encoding='utf-8')
-    return spoil
+    def changed(e): return {k: v for k, v in (e | changes).items() if v is not None}
+    def change(all_entries):
+        assert name in {e['id'] for e in all_entries}
+        return [changed(e) if e['id'] == name else e for e in all_entries]
+    return entries(change)
 
 
 def entries(change): # Function of the list of claims
     def spoil(root):
         file = root/'reports/claims.yml'
-        file.write_text(yaml.safe_dump(change(yaml.safe_load(file.read_text(encoding='utf-8')))), encoding='utf-8')
+        file.write_text(yaml.safe_dump(change(yaml.safe_load(file.read_text(encoding='utf-8'))), sort_keys=False),
+                        encoding='utf-8')
     return spoil
 
 
