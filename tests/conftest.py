@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+MAIN = sys.modules['__main__']
 # A shell that runs the tests in the background makes them and their children ignore Ctrl-C, which some tests send
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 # Figures are drawn to files: no test needs a screen. MPLBACKEND would reach the Jupyter kernels that tests start
@@ -18,6 +19,12 @@ def pytest_collection_modifyitems(items):
     skip = pytest.mark.skip(reason='NEUROSEG_DATA names no folder with cohorts')
     for item in items:
         if 'realdata' in item.keywords: item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def own_main_module():
+    "Streamlit puts the page that it tests in place of `__main__`, which a process started later would then run."
+    sys.modules['__main__'] = MAIN
 
 
 @pytest.fixture(scope='session')
