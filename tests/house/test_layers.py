@@ -1,7 +1,8 @@
 """The house: folders are floors, and an import points to a floor below.
 
-    8  cli                                every job as one command
-    7  commands                           the commands, by what they work on
+    9  cli                                every job as one command
+    8  commands                           the commands, by what they work on
+    7  sharing                            the model where people look for models
     6  learn, reports, app, hospital      four wings that do not import each other
     5  evaluation
     4  cohorts
@@ -19,8 +20,8 @@ from pathlib import Path
 import pytest
 
 FLOOR = {'core': 1, 'scans': 2, 'segmentation': 3, 'cohorts': 4, 'evaluation': 5,
-         'learn': 6, 'reports': 6, 'app': 6, 'hospital': 6, 'commands': 7, 'cli': 8,
-         '__main__': 9}
+         'learn': 6, 'reports': 6, 'app': 6, 'hospital': 6, 'sharing': 7, 'commands': 8, 'cli': 9,
+         '__main__': 10}
 # What the base install runs: importable with its requirements alone
 BASE = {'__init__', '__main__', 'core', 'scans', 'segmentation', 'cohorts', 'evaluation', 'commands', 'cli'}
 HEAVY = {'av', 'dask', 'distributed', 'fastai', 'kaggle', 'matplotlib', 'monai', 'nbconvert', 'nilearn', 'pandas',
@@ -143,7 +144,7 @@ def test_no_circle_inside_a_folder(root): assert circle(sources(root)) == []
     ('core', 'import neuroseg.scans.masks', 'core (floor 1) imports scans.masks (floor 2)'),
     ('scans.nifti', 'def f():\n    from ..segmentation.result import Segmenter',
      'scans.nifti (floor 2) imports segmentation.result (floor 3)'),
-    ('segmentation.card', 'from neuroseg import cli', 'segmentation.card (floor 3) imports cli (floor 8)'),
+    ('segmentation.card', 'from neuroseg import cli', 'segmentation.card (floor 3) imports cli (floor 9)'),
     ('cohorts.cases', "need('neuroseg.evaluation.scores', extra='x')",
      'cohorts.cases (floor 4) imports evaluation.scores (floor 5)'),
     ('reports.claims', 'from neuroseg.learn import export', 'reports.claims (floor 6) imports learn.export (floor 6)'),
