@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from ..core import atomic_dir, ConfigError, InputError, need
-from .dimse import DeliveryError, ObjectId
+from .dimse import DeliveryError, lists_object, ObjectId
 
 # %% ../../nbs/hospital/07_dicomweb.ipynb #bd7601bb
 TIMEOUT_S = 60 # Of one answer
@@ -71,9 +71,10 @@ def web_holds(
     what:ObjectId, # Of the object
 )->bool:
     "Whether an archive has an object, by QIDO-RS."
+    from pydicom.dataset import Dataset
     with _answering(archive, 'it was asked for an object') as client:
-        return bool(client.search_for_instances(study_instance_uid=what.study,
-                                                search_filters={'SOPInstanceUID': what.uid}))
+        found = client.search_for_instances(study_instance_uid=what.study, search_filters={'SOPInstanceUID': what.uid})
+        return lists_object(map(Dataset.from_json, found), what.uid)
 
 # %% ../../nbs/hospital/07_dicomweb.ipynb #9bd97a9b
 MAX_STUDY_OBJECTS, MAX_STUDY_BYTES = 20_000, 8_000_000_000

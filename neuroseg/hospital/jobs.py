@@ -321,6 +321,16 @@ def slice_paths(self:Jobs,
         rows = db.execute("select path from slice where study=? and path!='' order by uid", (study,)).fetchall()
     return [self.folder/r['path'] for r in rows]
 
+# %% ../../nbs/hospital/04_jobs.ipynb #1233223b
+@patch
+def counts(self:Jobs,
+    study:str, # StudyInstanceUID
+)->dict: # SeriesInstanceUID to number of files
+    "How many objects of each series of a study are on disk."
+    with self.open() as db:
+        return dict(db.execute("select series, count(*) from slice where study=? and path!='' group by series",
+                               (study,)).fetchall())
+
 # %% ../../nbs/hospital/04_jobs.ipynb #fccdd04c
 @patch
 def knows(self:Jobs,

@@ -84,16 +84,27 @@ def safe_reason(
 
 # %% ../../nbs/hospital/09_listener.ipynb #f00e1379
 @patch
+def arrived(self:Listener,
+    study, # `jobs.Study` in state `receiving`
+)->tuple: # Objects that are here, and those that are expected
+    "How much of a study has come: of all objects that ever came, else of those that the sender announces."
+    if study.n_files<study.n_slices: return study.n_files, study.n_slices
+    told = announced(self.ask, study.uid, calling=self.receive_at.aet) if self.ask else None
+    if not told: return study.n_files, study.n_files
+    here = self.jobs.counts(study.uid)
+    return sum(min(here.get(series, 0), n) for series,n in told.items()), sum(told.values())
+
+# %% ../../nbs/hospital/09_listener.ipynb #6f81cefc
+@patch
 def close_studies(self:Listener)->int: # Studies that have become complete or were given up
     "Call studies complete that are quiet and whole."
     n = 0
     for s in self.jobs.studies('receiving'):
         if s.quiet_s<self.quiet_s: continue
-        told = announced(self.ask, s.uid, calling=self.receive_at.aet) if self.ask else None
-        expected = max(s.n_slices, told or 0)
-        if s.n_files>=expected: n += self.jobs.move(s, 'complete')
+        here,expected = self.arrived(s)
+        if here>=expected: n += self.jobs.move(s, 'complete')
         elif s.quiet_s>=self.give_up_s:
-            n += self._quarantine(s, f'{s.n_files} of {expected} objects are here; send the whole study again')
+            n += self._quarantine(s, f'{here} of {expected} objects are here; send the whole study again')
     return n
 
 # %% ../../nbs/hospital/09_listener.ipynb #9243c780

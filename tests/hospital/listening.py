@@ -28,8 +28,9 @@ def small_study(folder, k, *, n_slices=4, side_px=64):
 
 
 class CountingArchive:
-    "Takes objects, counts how often it got each, and answers C-FIND."
-    def __init__(self):
+    "Takes objects, counts how often it got each, and answers C-FIND; a careless one does not match by SOPInstanceUID."
+    def __init__(self, *, careless=False):
+        self.careless = careless
         self.got, self.kept, self.lock, ae = Counter(), {}, threading.Lock(), AE(ae_title='PACS')
         for uid in (SegmentationStorage, Comprehensive3DSRStorage, StudyRootQueryRetrieveInformationModelFind):
             ae.add_supported_context(uid)
@@ -43,11 +44,22 @@ class CountingArchive:
             self.kept[uid] = event.dataset
         return 0
     def _find(self, event):
-        with self.lock: found = self.kept.get(str(event.identifier.get('SOPInstanceUID')))
-        if found is not None:
-            answer = pydicom.Dataset()
-            answer.SOPInstanceUID = found.SOPInstanceUID
-            yield 0xFF00, answer
+        ask = event.identifier
+        with self.lock: kept = [d for d in self.kept.values() if d.StudyInstanceUID==ask.StudyInstanceUID]
+        if ask.QueryRetrieveLevel=='SERIES':
+            for (uid, kind), n in Counter((d.SeriesInstanceUID, d.Modality) for d in kept).items():
+                yield 0xFF00, _answer(SeriesInstanceUID=uid, Modality=kind, NumberOfSeriesRelatedInstances=n)
+            return
+        for d in kept:
+            if self.careless or d.SOPInstanceUID==ask.SOPInstanceUID:
+                yield 0xFF00, _answer(SOPInstanceUID=d.SOPInstanceUID)
+
+
+def _answer(**tags):
+    "A data set of an answer."
+    ds = pydicom.Dataset()
+    for k, v in tags.items(): setattr(ds, k, v)
+    return ds
 
 
 def free_port():

@@ -1,5 +1,6 @@
 "What must not happen beside an archive: a slice or a result that is lost, patients that are mixed, names that leak."
 import io, json, os, stat, subprocess, sys, threading, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pydicom
@@ -12,8 +13,8 @@ from listening import CountingArchive, free_port, send_until_acknowledged, small
 
 from neuroseg.core import InputError, Message, OutputError
 from neuroseg.hospital.delivery import Archive, deliver
-from neuroseg.hospital.dicomweb import WebArchive
-from neuroseg.hospital.dimse import associated, Commitments, DeliveryError, object_id
+from neuroseg.hospital.dicomweb import web_holds, WebArchive
+from neuroseg.hospital.dimse import associated, Commitments, DeliveryError, holds, object_id
 from neuroseg.hospital.jobs import FIRST_WAIT_S, Jobs, LONGEST_WAIT_S, MAX_ATTEMPTS
 from neuroseg.hospital.listener import Listener, safe_reason
 from neuroseg.hospital.receiver import Address, DUPLICATE, NOT_UNDERSTOOD, port_of, serve, SUCCESS, take
@@ -52,6 +53,76 @@ def take_all(jobs, files): assert {take(jobs, Path(f).read_bytes(), sender='MR1'
 def rounds(listener, now, n=3):
     now[0] += 60
     for _ in range(n): listener.round()
+
+
+# What counts as arrived, here and there
+
+def foreign_seg(f, k=1):
+    "A SEG that another program has made of the examination of a slice."
+    return changed(f, SOPInstanceUID=f'1.2.3.4.{k}', SeriesInstanceUID='1.2.3.4', Modality='SEG',
+                   SOPClassUID='1.2.840.10008.5.1.4.1.1.66.4')
+
+
+def test_a_foreign_segmentation_takes_no_slices_place(tmp_path):
+    "The archive has five slices; four of them and a SEG of another program have come."
+    now, files, there = [0.], small_study(tmp_path/'s', 0, n_slices=5), CountingArchive()
+    try:
+        there.kept = {f.name: pydicom.dcmread(f) for f in files}
+        there.kept['seg'] = pydicom.dcmread(io.BytesIO(foreign_seg(files[0])))
+        listener = listener_at(tmp_path/'inbox', now, ask=Address('PACS', there.server.server_address[1]))
+        take_all(listener.jobs, files[:4])
+        assert take(listener.jobs, foreign_seg(files[0]), sender='MR1')==SUCCESS
+        now[0] += 60
+        listener.close_studies()
+        assert listener.jobs.studies()[0].state=='receiving'
+        now[0] += 700
+        listener.close_studies()
+        assert listener.jobs.studies()[0].reason=='4 of 5 objects are here; send the whole study again'
+        take_all(listener.jobs, files[4:])
+        now[0] += 60
+        listener.close_studies()
+        assert listener.jobs.studies()[0].state=='complete'
+    finally: there.server.shutdown()
+
+
+def test_an_object_of_another_program_is_not_the_own_result(tmp_path):
+    "An archive that answers with every object of the study holds a SEG, but not the one that was sent."
+    files, there = small_study(tmp_path/'s', 0), CountingArchive(careless=True)
+    try:
+        own = object_id(files[0])
+        there.kept['seg'] = pydicom.dcmread(io.BytesIO(foreign_seg(files[0])))
+        at = Address('PACS', there.server.server_address[1])
+        assert not holds(at, own, calling='NEUROSEG')
+        there.kept['own'] = pydicom.dcmread(files[0])
+        assert holds(at, own, calling='NEUROSEG')
+    finally: there.server.shutdown()
+
+
+class CarelessWeb(BaseHTTPRequestHandler):
+    "QIDO-RS that answers every question with all that it has."
+    kept = []
+    def log_message(self, *args): pass
+    def do_GET(self):
+        body = json.dumps([d.to_json_dict(suppress_invalid_tags=True) for d in self.kept]).encode()
+        self.send_response(200)
+        self.send_header('Content-Type', 'application/dicom+json')
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_an_object_of_another_program_is_not_the_own_result_by_dicomweb(tmp_path):
+    pytest.importorskip('dicomweb_client')
+    files = small_study(tmp_path/'s', 0)
+    web = ThreadingHTTPServer(('127.0.0.1', 0), CarelessWeb)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    try:
+        at = WebArchive(f'http://127.0.0.1:{web.server_port}')
+        CarelessWeb.kept = [pydicom.dcmread(io.BytesIO(foreign_seg(files[0])), stop_before_pixels=True)]
+        assert not web_holds(at, object_id(files[0]))
+        CarelessWeb.kept.append(pydicom.dcmread(files[0], stop_before_pixels=True))
+        assert web_holds(at, object_id(files[0]))
+    finally: web.shutdown()
 
 
 # What is acknowledged is kept
