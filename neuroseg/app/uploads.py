@@ -22,6 +22,7 @@ from ..scans.pictures import (decoding, FORMATS, IMAGE_ENDINGS, is_clutter, is_m
 from ..scans.stacks import Scan
 from ..scans.nifti import nifti_header, read_mask, same_grid
 from ..scans.dicom import is_dicom
+from ..scans.dicom_folder import dicom_files
 from ..scans.dicom_index import dicom_index, Study
 from ..scans.dicom_study import chosen_series
 from ..scans.reading import case_names, expand, Found, group_sequences, read_scan
@@ -218,7 +219,9 @@ def scans_in_folder(
     "The scans in a folder: examinations of DICOM, or else what `neuroseg predict` would find."
     files = sorted((p for p in folder.rglob('*') if p.is_file()), key=lambda p: (p.parent, natural_key(p)))
     kinds = [_kind(p) for p in files]
-    if 'dicom' in kinds: return by_examination([p for p,k in zip(files, kinds) if k=='dicom'])
+    if 'dicom' in kinds:
+        alike = set(dicom_files(folder)) # a damaged slice is refused, not left out
+        return by_examination([p for p,k in zip(files, kinds) if k=='dicom' or p in alike])
     if not {'nifti','picture'} & set(kinds):
         raise InputError(Message('zip_no_scan',
             '`{name}` holds no scan; zip NIfTI, DICOM or picture files', 'error', name=f'{name}.zip'))

@@ -154,14 +154,23 @@ def _group_values(groups):
     return known, odd
 
 # %% ../../nbs/scans/04_dicom.ipynb #dc029
+def _is_object(kind):
+    "Whether a SOP class is one of the standard's for other objects than images: reports, segmentations, directories."
+    return getattr(kind, 'type', '')=='SOP Class' and 'Storage' in kind.name and 'Image Storage' not in kind.name
+
 def _check_imageless(ds, path):
-    "`InputError` for a file that holds no image although it should, or does not say what it holds."
-    kind = ds.get('SOPClassUID') or (getattr(ds, 'file_meta', None) or {}).get('MediaStorageSOPClassUID')
-    name = getattr(kind, 'name', '')
-    if not name or 'Image Storage' in name:
+    "`InputError` for a file without an image, unless its SOP class, as it stands in two places, is of other objects."
+    kinds = ds.get('SOPClassUID'), (getattr(ds, 'file_meta', None) or {}).get('MediaStorageSOPClassUID')
+    kinds = [k for k in kinds if k]
+    if not kinds or any('Image Storage' in getattr(k, 'name', '') for k in kinds):
         raise InputError(Message('dicom_damaged', '`{name}` is DICOM but holds no image, and does not say that it is '
                                  'anything else: it is damaged; copy it again', 'error', name=path.name))
+    private = len(kinds)==2 and kinds[0]==kinds[1] and getattr(kinds[0], 'is_valid', False) # of a maker
+    if not private and not all(map(_is_object, kinds)):
+        raise InputError(Message('dicom_class', '`{name}` is DICOM without an image, and its SOPClassUID is of no kind '
+                                 'that is known: it may be damaged; copy it again', 'error', name=path.name))
 
+# %% ../../nbs/scans/04_dicom.ipynb #dc0293
 def frames_of(
     path, # DICOM file
 )->list: # `Frame` each; none where the file holds no image

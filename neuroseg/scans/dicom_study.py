@@ -330,7 +330,7 @@ def by_folder(
     "A study that is surely no single scan, taken apart by the sub-folders that its files lie in."
     def _place(f): return f.relative_to(folder).parts[:-1][:1]
     places = {}
-    for f in study.files: places.setdefault(_place(f), []).append(f)
+    for f in dict.fromkeys([*study.files, *study.damaged]): places.setdefault(_place(f), []).append(f)
     whole = [s for s in study.series if not s.fault and len({_place(f) for f in s.files})>1]
     if study.unreadable or len(places)<2 or () in places or whole or not _is_tangled(study): return [study]
     apart = [part for files in places.values() for part in dicom_index(files)]

@@ -22,7 +22,8 @@ from .pictures import (decoding, folder_entries, guess_sequence, IMAGE_ENDINGS, 
 from .stacks import read_stack, Scan, slice_files, subfolder
 from .nifti import read_nifti
 from .dicom import is_dicom
-from .dicom_index import beside_dicom, dicom_files, dicom_index, holds_dicom, Study
+from .dicom_folder import beside_dicom, dicom_files, holds_dicom
+from .dicom_index import dicom_index, Study
 from .dicom_study import by_folder, only_study, read_study, study_files
 
 # %% ../../nbs/scans/05_reading.ipynb #c019
@@ -275,10 +276,9 @@ def _studies_in(path, skip):
     except InputError: return [] # reading ends in the same error, unless there is something else to read
 
 # %% ../../nbs/scans/05_reading.ipynb #dcm05e1
-def _is_damaged(folder, skip):
-    "Whether a folder holds DICOM files and none of them can be read."
-    try:
-        if holds_dicom(folder, skip=skip): dicom_index(folder, skip=skip)
+def _is_damaged(files):
+    "Whether none of some DICOM files, and files named like them, can be read."
+    try: dicom_index(files)
     except InputError as e: return e.message.code!='no_dicom_images'
     return False
 
@@ -290,10 +290,12 @@ def _without_damaged(path, studies, children, skip):
     "Examinations without the sub-folders in which no file can be read, and the names of these."
     homes = _homes(path, studies)
     apart = all(len(h)==1 and h <= set(children) for h in homes)
-    doubt = apart and any(s.unreadable for s in studies)
-    lost = [n for n,p in children.items() if {n} not in homes and _is_damaged(p, skip)] if doubt else []
+    if not apart or not any(s.unreadable or s.damaged for s in studies): return studies, []
+    files = {}
+    for f in dicom_files(path, skip=skip): files.setdefault(f.relative_to(path).parts[0], []).append(f)
+    lost = [n for n in children if {n} not in homes and n in files and _is_damaged(files[n])]
     if not lost: return studies, []
-    return dicom_index([f for f in dicom_files(path, skip=skip) if f.relative_to(path).parts[0] not in lost]), lost
+    return dicom_index([f for n,fs in files.items() if n not in lost for f in fs]), lost
 
 # %% ../../nbs/scans/05_reading.ipynb #dcm05h
 def _as_scans(path, studies, skip):
