@@ -55,16 +55,19 @@ def corrected(
     "A confidence moved by a line."
     return 1/(1+np.exp(-(line[0]+line[1]*case_logit(confidence))))
 
-# %% ../../nbs/evaluation/10_case_confidence.ipynb #ab23b559
+# %% ../../nbs/evaluation/10_case_confidence.ipynb #b8fff297
 def with_folds(
-    rows:list, # One a case
+    rows:list, # One a case, with its patient
     n_folds:int=5, # Groups
     seed:int=0, # Another seed gives other groups
-)->list: # The rows with `fold`; those that have one keep it
-    "Assign cases without a fold to groups of equal size."
-    if all(r.get('fold') is not None for r in rows): return rows
-    order = np.random.default_rng(seed).permutation(len(rows))
-    return [r | dict(fold=int(k)%n_folds) for r,k in zip(rows, np.argsort(order))]
+)->list: # The rows with `fold`, unchanged where there are two folds or more
+    "Assign patients to groups of equal size, where there are no folds."
+    folds = {r.get('fold') for r in rows}
+    if None not in folds and len(folds)>1: return rows
+    patients = sorted({r['patient'] for r in rows})
+    order = np.random.default_rng(seed).permutation(len(patients))
+    fold = {p: int(k)%n_folds for p,k in zip(patients, order)}
+    return [r | dict(fold=fold[r['patient']]) for r in rows]
 
 def nested_correction(
     rows:list, # One a case: fold, confidence, dice
@@ -93,7 +96,7 @@ def reliability_error(
     "Mean distance of confidence and Dice over bins, weighted by cases."
     return sum(b['n']*abs(b['confidence']-b['dice']) for b in bins)/sum(b['n'] for b in bins)
 
-# %% ../../nbs/evaluation/10_case_confidence.ipynb #6f1aadc8
+# %% ../../nbs/evaluation/10_case_confidence.ipynb #c19088cf
 def _delong(bad, good):
     "Area and its standard error: of failed and other cases, the share of the others that each is ordered with."
     wins = (bad[:,None]<good).astype(float) + (bad[:,None]==good)/2
@@ -106,12 +109,13 @@ def failure_auc(
     failed, # Boolean `(n,)`
     *,
     level:float=.95, # Of the interval
-)->dict: # n, failed, auc, auc_ci95; the last two are None where no case, or every case, has failed
+)->dict: # n, failed, auc, auc_ci95; both None where none or all have failed, the interval 0 to 1 for a single one
     "Area under the ROC curve of a confidence for failure."
     c, failed = np.asarray(confidence, float), np.asarray(failed, bool)
     found = dict(n=len(c), failed=int(failed.sum()), auc=None, auc_ci95=None)
     if not 0<failed.sum()<len(c): return found
     area, se = _delong(c[failed], c[~failed])
+    if min(failed.sum(), len(c)-failed.sum())<2: return found | dict(auc=area, auc_ci95=[0., 1.])
     held = min(max(area, .5/len(c)), 1-.5/len(c)) # an area of 0 or 1 has no logit
     half = NormalDist().inv_cdf((1+level)/2)*max(se, .25/len(c))/(held*(1-held))
     ends = [1/(1+math.exp(-(math.log(held/(1-held))+s*half))) for s in (-1,1)]
