@@ -7,10 +7,10 @@ Docs: https://neuroseg.github.io/neuroseg/core.html.md"""
 # %% auto #0
 __all__ = ['SEVERITIES', 'COHORT_MARKS', 'STACK', 'NeurosegError', 'InputError', 'ShapeError', 'DataError', 'LeakageError',
            'ConfigError', 'OutputError', 'MissingExtraError', 'RunError', 'Message', 'as_message', 'need',
-           'silent_logger', 'package_dir', 'cache_dir', 'data_dir', 'seed_everything', 'sha256_file', 'sha256_array',
-           'hash_files', 'atomic_path', 'atomic_dir', 'jsonable', 'merged', 'flat', 'write_json', 'read_json',
-           'git_output', 'git_commit', 'git_objects', 'versions', 'installed', 'hardware', 'peak_mb', 'RunRecord',
-           'record_run']
+           'silent_logger', 'check_package', 'package_dir', 'cache_dir', 'data_dir', 'seed_everything', 'sha256_file',
+           'sha256_array', 'hash_files', 'atomic_path', 'atomic_dir', 'jsonable', 'merged', 'flat', 'write_json',
+           'read_json', 'git_output', 'git_commit', 'git_objects', 'versions', 'installed', 'hardware', 'peak_mb',
+           'RunRecord', 'record_run']
 
 # %% ../nbs/00_core.ipynb #c003
 import contextlib, dataclasses, hashlib, importlib, json, logging, math, os, platform, random, shutil, subprocess
@@ -81,14 +81,14 @@ def message(self:NeurosegError)->Message: # Code, values and severity of the err
 def need(
     module:str, # Name to import, dots allowed: 'monai', 'sklearn.metrics'
     *,
-    extra:str, # Extra of `neuroseg` that installs it: 'train', 'app', 'reproduce'...
+    extra:str, # Extra of neuroseg-mri that installs it: 'train', 'app', 'reproduce'...
 ): # The imported module
     "Import an optional `module`; the error names the extra that installs it."
     try: return importlib.import_module(module)
     except ModuleNotFoundError as e:
         if e.name is None or not (module==e.name or module.startswith(e.name+'.')): raise
-        raise MissingExtraError(f"`{e.name}` is needed for this but not installed: in a clone of neuroseg, "
-                                f"pip install '.[{extra}]'", name=e.name) from None
+        raise MissingExtraError(f"`{e.name}` is needed for this but not installed: pip install 'neuroseg-mri[{extra}]', "
+                                f"or in a clone pip install '.[{extra}]'", name=e.name) from None
 
 # %% ../nbs/00_core.ipynb #core-sl2
 @contextlib.contextmanager
@@ -101,6 +101,17 @@ def silent_logger(
     log.setLevel(logging.CRITICAL+1)
     try: yield
     finally: log.setLevel(before)
+
+# %% ../nbs/00_core.ipynb #own-pkg-2
+def check_package(
+    package, # The module `neuroseg`
+):
+    "Refuse to run as parts of another project's package of the same name."
+    if not hasattr(package, '_PUBLIC'):
+        raise ImportError("another project's package `neuroseg` was installed over neuroseg-mri (on PyPI, `neuroseg` is "
+                          "another project); run: pip uninstall neuroseg neuroseg-mri, then install neuroseg-mri again")
+
+if 'neuroseg' in sys.modules: check_package(sys.modules['neuroseg'])
 
 # %% ../nbs/00_core.ipynb #c029
 def package_dir()->Path: # Folder of the installed package
@@ -336,11 +347,13 @@ def git_objects(
 
 # %% ../nbs/00_core.ipynb #c086
 def versions(
-    *names:str, # Distributions as pip calls them
+    *names:str, # Distributions as pip calls them; 'neuroseg' is this package, which `neuroseg-mri` installs
 )->dict: # Name to version, None if not installed; always with 'python'
     "Versions of python and of the distributions `names`."
     from importlib import metadata # a fifth of the time it takes to import this module
+    from neuroseg import __version__ # of the code that runs, installed or not
     def version(name):
+        if name=='neuroseg': return __version__
         try: return metadata.version(name)
         except metadata.PackageNotFoundError: return None
     return dict(python=platform.python_version(), **{name: version(name) for name in names})
