@@ -122,12 +122,12 @@ ALMOST = ('SeriesNumber', 'SeriesDescription', 'Rows', 'Columns', 'RepetitionTim
 
 def left_series(
     series:list, # `Series` of one examination
-)->list: # Of pairs: a `Series`, and the path of a file that is probably one of its slices
+)->list: # Of pairs: a `Series`, and another of one file, which is probably one of its slices
     "Single files that name another series, yet lie beside it and have all but one of `ALMOST` in common with it."
     pairs = []
     for one in (s for s in series if len(s.files)==1):
         for s in (s for s in series if len(s.files)>1 and one.files[0].parent in {f.parent for f in s.files}):
             same = [one.get(k)==s.get(k) for k in ALMOST]
             if sum(same)>=len(ALMOST)-1 and one.get('SeriesNumber', s.get('SeriesNumber')) is not None:
-                pairs.append((s, one.files[0]))
+                pairs.append((s, one))
     return pairs
