@@ -16,8 +16,9 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core import InputError, Message, package_dir, read_json, sha256_file
-from ..scans.phantom import SEQUENCES
+from ..scans.pictures import SEQUENCES
 from ..scans.preparation import Prep
+from .hub import fetch_model, HUB
 
 # %% ../../nbs/segmentation/02_card.ipynb #c007
 DEFAULT_MODEL = 'neuroseg-lgg'
@@ -155,9 +156,10 @@ def card_from(
 
 # %% ../../nbs/segmentation/02_card.ipynb #c037
 def _card_path(
-    model, # Name of a shipped model, or path of a card
+    model, # Name of a shipped model, path of a card, or address on Hugging Face
 )->Path:
     "The card of a model; `InputError` where `model` is no card."
+    if str(model).startswith(HUB): return fetch_model(str(model))
     path = weights_dir()/f'{model}.json' if str(model) in shipped_models() else Path(model).expanduser()
     if path.suffix=='.json': return path
     if path.exists():
@@ -187,7 +189,7 @@ def _check_weights(card:ModelCard):
 
 # %% ../../nbs/segmentation/02_card.ipynb #c043
 def load_card(
-    model=None, # Name of a shipped model, or path of a card; by default `$NEUROSEG_MODEL`, else the shipped one
+    model=None, # Shipped model, path of a card, or `hf://OWNER/NAME@COMMIT`; by default `$NEUROSEG_MODEL` or the shipped
 )->ModelCard: # Its ONNX file exists and is the one that the card describes
     "Find a model and check that its weights are those of its card."
     path = _card_path(model or os.environ.get('NEUROSEG_MODEL') or DEFAULT_MODEL)
