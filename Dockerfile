@@ -7,7 +7,7 @@
 # Put a login in front before others may reach it: docs, "Serve the application".
 FROM python:3.12-slim
 WORKDIR /src
-COPY pyproject.toml setup.py settings.ini MANIFEST.in README.md LICENSE NOTICE ./
+COPY pyproject.toml setup.py settings.ini README.md LICENSE NOTICE ./
 COPY neuroseg neuroseg
 RUN pip install --no-cache-dir '.[app]' && rm -rf /src/*
 RUN useradd --create-home --uid 1000 neuroseg

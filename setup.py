@@ -32,7 +32,7 @@ def page()->str: # README.md, with links that hold outside the repository
     return re.sub(r'(?<!!)(\[[^\]]*\]\()(?![a-z]+:|#)', rf'\1{REPOSITORY}/blob/v{version}/', text)
 
 
-def tracked(folder:str='')->list[str]: # Paths; none outside a git checkout, where setuptools takes the archive's own list
+def tracked(folder:str='')->list[str]: # Paths; none outside git, where setuptools takes the archive's list
     "What goes into the source archive: a folder of private results beside the code does not."
     git = ['git', '-C', str(ROOT), 'ls-files', '-z']
     try: inside = subprocess.run([*git, '--error-unmatch', 'setup.py'], capture_output=True).returncode==0

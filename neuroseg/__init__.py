@@ -11,16 +11,17 @@ os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
 def _other_distribution(
     folder, # That holds this package
 ): # Folder name of the distribution `neuroseg`, None where there is none
-    "This package comes with `neuroseg-mri`; `neuroseg` on PyPI is another project, which installs the same package name."
+    "We come with `neuroseg-mri`; `neuroseg` on PyPI is another project, which installs the same package name."
     try: names = os.listdir(folder)
     except OSError: return None # not installed in a folder, so not mixed with another project
-    return next((n for n in names if n.lower().startswith('neuroseg-') and n.endswith(('.dist-info', '.egg-info'))), None)
+    ends = '.dist-info', '.egg-info'
+    return next((n for n in names if n.lower().startswith('neuroseg-') and n.endswith(ends)), None)
 
 
 if _other := _other_distribution(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))):
-    raise ImportError(f"the distribution `{_other.rpartition('.')[0]}` lies in the folder of neuroseg-mri, and their files "
-                      "are mixed (on PyPI, `neuroseg` is another project); run: pip uninstall neuroseg neuroseg-mri, then "
-                      "install neuroseg-mri again")
+    raise ImportError(f"the distribution `{_other.rpartition('.')[0]}` lies in the folder of neuroseg-mri, and their "
+                      "files are mixed (on PyPI, `neuroseg` is another project); run: pip uninstall neuroseg "
+                      "neuroseg-mri, then install neuroseg-mri again")
 
 # Public names and their modules: loaded when first asked for, so that `import neuroseg` itself stays free of numpy
 _PUBLIC = {'segment': 'segmentation.result', 'Segmentation': 'segmentation.result', 'Segmenter': 'segmentation.result',

@@ -87,8 +87,8 @@ def need(
     try: return importlib.import_module(module)
     except ModuleNotFoundError as e:
         if e.name is None or not (module==e.name or module.startswith(e.name+'.')): raise
-        raise MissingExtraError(f"`{e.name}` is needed for this but not installed: pip install 'neuroseg-mri[{extra}]', "
-                                f"or in a clone pip install '.[{extra}]'", name=e.name) from None
+        raise MissingExtraError(f"`{e.name}` is needed for this but not installed: pip install 'neuroseg-mri[{extra}]'"
+                                f", or in a clone pip install '.[{extra}]'", name=e.name) from None
 
 # %% ../nbs/00_core.ipynb #core-sl2
 @contextlib.contextmanager
@@ -108,8 +108,9 @@ def check_package(
 ):
     "Refuse to run as parts of another project's package of the same name."
     if not hasattr(package, '_PUBLIC'):
-        raise ImportError("another project's package `neuroseg` was installed over neuroseg-mri (on PyPI, `neuroseg` is "
-                          "another project); run: pip uninstall neuroseg neuroseg-mri, then install neuroseg-mri again")
+        raise ImportError("another project's package `neuroseg` was installed over neuroseg-mri (on PyPI, `neuroseg` "
+                          "is another project); run: pip uninstall neuroseg neuroseg-mri, then install "
+                          "neuroseg-mri again")
 
 if 'neuroseg' in sys.modules: check_package(sys.modules['neuroseg'])
 
