@@ -189,7 +189,7 @@ def _check_weights(card:ModelCard):
 
 # %% ../../nbs/segmentation/02_card.ipynb #c043
 def load_card(
-    model=None, # Shipped model, path of a card, or `hf://OWNER/NAME@COMMIT`; by default `$NEUROSEG_MODEL` or the shipped
+    model=None, # Shipped model, path of a card, or `hf://OWNER/NAME@COMMIT`; None: `$NEUROSEG_MODEL`, else the shipped
 )->ModelCard: # Its ONNX file exists and is the one that the card describes
     "Find a model and check that its weights are those of its card."
     path = _card_path(model or os.environ.get('NEUROSEG_MODEL') or DEFAULT_MODEL)

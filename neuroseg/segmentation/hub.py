@@ -35,8 +35,8 @@ def _said(e, errors, repo, name):
         (errors.RepositoryNotFoundError, f'Hugging Face shows no model {where}; check the name, or run `hf auth login` '
                                          'if it is private'),
         (errors.RevisionNotFoundError, f'{where} has no such revision; take a commit from its page'),
-        (errors.LocalEntryNotFoundError, f'Hugging Face cannot be reached, and `{name}` of {where} is not in the cache; '
-                                         'check your network'),
+        (errors.LocalEntryNotFoundError, f'Hugging Face cannot be reached, and `{name}` of {where} is not in the '
+                                         'cache; check your network'),
         (errors.EntryNotFoundError, f'{where} has no `{name}`, so it is no model of neuroseg; a folder for it is '
                                     'written by `neuroseg export --to hf`'))
     found = next((text for kind,text in kinds if isinstance(e, kind)), None)
@@ -96,8 +96,8 @@ def listed_files(
         raise InputError(f"hf://{repo} has format {config.get('format')!r}, this version reads {HUB_FORMAT}; "
                          "install the newest neuroseg")
     bad = [n for n,sha in files.items() if not (MODEL_FILE.fullmatch(n) and re.fullmatch('[0-9a-f]{64}', str(sha)))]
-    if bad: raise InputError(f'hf://{repo} lists `{bad[0]}`, which is no file of a model or has no SHA-256; only cards, '
-                             'ONNX and safetensors are loaded')
+    if bad: raise InputError(f'hf://{repo} lists `{bad[0]}`, which is no file of a model or has no SHA-256; only '
+                             'cards, ONNX and safetensors are loaded')
     return config['card'], files
 
 # %% ../../nbs/segmentation/12_hub.ipynb #903b8897
@@ -123,6 +123,6 @@ def fetch_model(
     paths = {name: fetch_file(repo, name, commit, MAX_FILE_MB) for name in files}
     for name,path in paths.items():
         if sha256_file(path)!=files[name]:
-            raise InputError(f'`{name}` of hf://{repo} is not the file that its `{CONFIG}` lists (its SHA-256 differs); '
-                             f'delete `{(cache_dir()/"hub").name}` in the cache of neuroseg and try again')
+            raise InputError(f'`{name}` of hf://{repo} is not the file that its `{CONFIG}` lists (its SHA-256 '
+                             f'differs); delete `{(cache_dir()/"hub").name}` in the cache of neuroseg and try again')
     return paths[card]

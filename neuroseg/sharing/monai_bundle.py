@@ -155,7 +155,8 @@ def write_bundle(
 )->Path: # The folder
     "Write a MONAI bundle, complete or not at all."
     folder = Path(folder)
-    texts = {'LICENSE': CONFIG_LICENCE, 'docs/README.md': bundle_page(card), 'docs/data_license.txt': licence_text(card)}
+    texts = {'LICENSE': CONFIG_LICENCE, 'docs/README.md': bundle_page(card),
+             'docs/data_license.txt': licence_text(card)}
     with atomic_dir(folder, replace=replace) as tmp:
         copy_model(card, tmp/'models')
         write_json(tmp/'configs'/'metadata.json', bundle_metadata(card))

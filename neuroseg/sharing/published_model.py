@@ -121,4 +121,5 @@ def licence_text(
 )->str: # Ends with a line break
     "The licence of the weights: the file of the shipped ones, else a sentence from the card."
     if is_shipped(card): return (weights_dir()/'LICENSE').read_text(encoding='utf-8')
-    return f"The weights of {card.name} are licensed under {card.facts.get('licence') or 'terms that its card omits'}.\n"
+    terms = card.facts.get('licence') or 'terms that its card omits'
+    return f'The weights of {card.name} are licensed under {terms}.\n'
