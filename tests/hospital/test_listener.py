@@ -1,5 +1,5 @@
 """A listener under what hospitals do to it: kills, late slices, strangers, broken associations, a full disk."""
-import json, os, random, signal, socket, subprocess, threading, time
+import json, os, random, signal, socket, subprocess, sys, threading, time, tracemalloc
 
 import pydicom
 import pytest
@@ -9,7 +9,9 @@ pytest.importorskip('highdicom')
 
 from listening import (CountingArchive, free_port, send_slices, send_until_acknowledged, small_study, start_listener,
                        wait_for)
+from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian
 
+from neuroseg.hospital import arrivals
 from neuroseg.hospital.jobs import Jobs
 from neuroseg.hospital.receiver import Address, NO_ROOM, port_of, serve, SUCCESS, take
 
@@ -161,7 +163,72 @@ def test_a_broken_association_leaves_whole_files_only(tmp_path):
         assert len(kept)>=len(done) and all(ds.PixelData for ds in kept)
         assert send_slices(files, port_of(server))==files # and again from the beginning
         assert jobs.studies()[0].n_slices==len(files)
+        assert wait_for(lambda: not _half(jobs), 10) # nothing is left of the half object
     finally: server.shutdown()
+
+
+def _half(jobs): return list((jobs.folder/arrivals.PARTIAL).iterdir())
+
+
+def _multi_frame(path, k, *, size_mb):
+    "An enhanced multi-frame object of about this size."
+    ds = pydicom.dcmread(small_study(path.parent/f's{k}', k)[0])
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
+    ds.Rows = ds.Columns = 512
+    ds.NumberOfFrames = round(size_mb*1e6/2/512**2)
+    ds.PixelData = bytes(ds.NumberOfFrames*512**2*2)
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def _send_large(files, port):
+    "Send files from a process of its own; the answers."
+    code = ('import json, sys\nfrom pynetdicom import _config, AE\n_config.STORE_SEND_CHUNKED_DATASET = True\n'
+            'ae = AE(ae_title="MR1")\nae.add_requested_context(sys.argv[2], sys.argv[3])\n'
+            'link = ae.associate("127.0.0.1", int(sys.argv[1]), ae_title="NEUROSEG")\n'
+            'print(json.dumps([link.send_c_store(f).Status for f in sys.argv[4:]]))\nlink.release()')
+    words = [sys.executable, '-c', code, port, EnhancedMRImageStorage, ExplicitVRLittleEndian, *files]
+    said = subprocess.run([str(w) for w in words], capture_output=True, text=True, timeout=300)
+    return json.loads(said.stdout)
+
+
+def test_the_memory_does_not_grow_with_what_arrives(tmp_path):
+    "Two associations hand over 16 MB each at one time; both objects are on disk, whole, and never in memory."
+    jobs = Jobs(tmp_path/'inbox')
+    files = [_multi_frame(tmp_path/f'{k}.dcm', k, size_mb=16) for k in range(2)]
+    server, said = serve(jobs, Address('NEUROSEG', 0), senders=['MR1']), []
+    tracemalloc.start()
+    try:
+        send = [threading.Thread(target=lambda f=f: said.extend(_send_large([f], port_of(server)))) for f in files]
+        for t in send: t.start()
+        for t in send: t.join()
+        peak_mb = tracemalloc.get_traced_memory()[1]/1e6
+    finally:
+        tracemalloc.stop()
+        server.shutdown()
+    assert said==[SUCCESS]*2 and peak_mb<8, peak_mb
+    sent = pydicom.dcmread(files[0]).PixelData
+    kept = [pydicom.dcmread(p).PixelData for s in jobs.studies() for p in jobs.slice_paths(s.uid)]
+    assert kept==[sent, sent]
+
+
+def test_an_object_that_is_too_large_is_refused_and_the_next_one_taken(tmp_path, monkeypatch):
+    "By the status for a lack of resources; nothing of it stays, and the association goes on."
+    monkeypatch.setattr(arrivals, 'MAX_OBJECT_BYTES', 2_000_000)
+    jobs = Jobs(tmp_path/'inbox')
+    large, small = (_multi_frame(tmp_path/f'{mb}.dcm', mb, size_mb=mb) for mb in (5, 1))
+    server = serve(jobs, Address('NEUROSEG', 0), senders=['MR1'])
+    try: assert _send_large([large, small, large], port_of(server))==[NO_ROOM, SUCCESS, NO_ROOM]
+    finally: server.shutdown()
+    assert jobs.status()['slices']==1 and not _half(jobs)
+
+
+def test_a_disk_that_is_too_full_is_told_while_the_object_comes(tmp_path):
+    jobs, files = Jobs(tmp_path/'inbox'), small_study(tmp_path/'s', 0)
+    server = serve(jobs, Address('NEUROSEG', 0), senders=['MR1'], least_free=10**18)
+    try: assert send_slices(files, port_of(server))==[]
+    finally: server.shutdown()
+    assert jobs.studies()==[] and not _half(jobs)
 
 
 def _cutting_relay(port, *, after):
