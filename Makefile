@@ -22,6 +22,8 @@ CUDA_PARTS := torch|torchvision|triton|nvidia-.*|cuda-.*
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+# What builds and checks a release; setuptools, which writes the archives, in the version of the lock
+DIST_TOOLS := build==1.6.1 twine==7.0.0 check-wheel-contents==0.6.3 validate-pyproject==0.27
 # Where `make reproduce` leaves its segmented sample
 SAMPLE := runs/sample
 
@@ -30,7 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 HEADLESS := MPLBACKEND=agg
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock reproduce test test-all check docs app readme export messages clean
+.PHONY: help install lock reproduce test test-all check docs app readme export messages dist clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,7 +43,10 @@ $(INSTALLED): settings.ini setup.py pyproject.toml $(LOCK)
 	    "apt install python3-venv); install one, or name it:" \
 	    "make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@test -x $(BIN)/python || { echo "Creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
-	@echo "Installing neuroseg[$(EXTRAS)] into $(VENV): several minutes the first time"
+	@echo "Installing neuroseg-mri[$(EXTRAS)] into $(VENV): several minutes the first time"
+	@# Until version 0.1 the distribution was called neuroseg
+	@if ls -d $(VENV)/lib*/python3*/site-packages/neuroseg-*.dist-info >/dev/null 2>&1; then \
+	  $(BIN)/python -m pip uninstall --quiet --yes neuroseg; fi
 ifeq ($(TORCH),cpu)
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu \
@@ -102,6 +107,18 @@ docs: $(INSTALLED) ## Build the site into _docs and check its links
 
 app: $(INSTALLED) ## Start the web application on this machine
 	$(BIN)/neuroseg app
+
+dist: ## Build the wheel and the source archive of a release into dist, and check both
+	rm -rf build dist
+	$(PYTHON) -m venv build/tools
+	build/tools/$(notdir $(BIN))/python -m pip install --quiet $(DIST_TOOLS)
+	grep -o '^setuptools==[0-9.]*' $(LOCK) >build/constraint.txt
+	PIP_CONSTRAINT=build/constraint.txt build/tools/$(notdir $(BIN))/python -m build --outdir dist . >build/log.txt || \
+	  { tail -40 build/log.txt; exit 1; }
+	build/tools/$(notdir $(BIN))/twine check --strict dist/*
+	build/tools/$(notdir $(BIN))/check-wheel-contents dist/*.whl
+	build/tools/$(notdir $(BIN))/validate-pyproject pyproject.toml
+	cd dist && sha256sum *.whl *.tar.gz | tee SHA256SUMS
 
 clean: ## Remove what the targets build, but .venv and reports
 	rm -rf _proc _docs build dist *.egg-info $(SAMPLE) nbs/nbdev.yml
