@@ -42,7 +42,7 @@ def workers_of(
     address:str|None=None, # Of a running scheduler, such as 'tcp://10.0.0.5:8786'; then `workers` is not used
 ): # Yields a `distributed.Client`
     "Dask workers, one job each at a time, closed at the end if they were started here."
-    distributed = need('distributed', extra='reproduce')
+    distributed = need('distributed', extra='dask')
     if address:
         try: client = distributed.Client(address, timeout=CONNECT_S)
         except (OSError, TimeoutError, ValueError) as e:
@@ -76,7 +76,7 @@ NO_WORKER_S = 120 # Seconds without any worker after which no more is waited; Da
 
 def _first_done(client, running):
     "Those of the futures that have ended, at least one; `RunError` where nobody works on them any more."
-    wait,since = need('distributed', extra='reproduce').wait, time.monotonic()
+    wait,since = need('distributed', extra='dask').wait, time.monotonic()
     while True:
         with contextlib.suppress(TimeoutError): return wait(list(running), 1, 'FIRST_COMPLETED').done
         if client.nthreads(): since = time.monotonic()
@@ -92,7 +92,7 @@ def each_done(
 ): # Yields the number of a job and its finished future, in the order in which they end
     "Jobs on workers, one for each free thread of a worker; what is left is cancelled when the caller stops asking."
     todo,running = enumerate(jobs), {}
-    cancelled = need('distributed', extra='reproduce').CancelledError
+    cancelled = need('distributed', extra='dask').CancelledError
     try:
         while True:
             free = max(1, sum(client.nthreads().values())) - len(running)
