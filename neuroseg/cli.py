@@ -15,3 +15,4 @@ from .commands import cohort_commands # noqa: F401
 from .commands import training_commands # noqa: F401
 from .commands import report_commands # noqa: F401
 from .commands import service_commands # noqa: F401
+from .commands import sharing_commands # noqa: F401

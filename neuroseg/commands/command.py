@@ -197,7 +197,8 @@ def _model_name(text):
     return text
 
 # %% ../../nbs/commands/01_command.ipynb #c043
-MODEL = arg('--model', metavar='CARD', help='card (.json) of your own model, or the name of a shipped one')
+MODEL = arg('--model', metavar='CARD',
+            help='card (.json) of your own model, the name of a shipped one, or hf://OWNER/NAME@COMMIT')
 THREADS = arg('--threads', type=_count, metavar='N', help='processor threads (default: one per core)')
 NO_FLIPS = arg('--no-flips', dest='flips', action='store_const', const=False, help='leave out the mirror image: faster')
 PRIVATE = arg('--private', action='store_true', default=None, help='treat the cohort as private, even if it is public')
