@@ -63,13 +63,13 @@ def voxel_numbers(
     moved = np.stack([counts[...,0], counts[...,1], a*counts[...,0]+b*counts[...,2]], -1)
     return dict(n=len(counts), before=_calibration(counts), after=_calibration(moved))
 
-# %% ../../nbs/evaluation/17_validation.ipynb #56efd9ab
+# %% ../../nbs/evaluation/17_validation.ipynb #21b49916
 SHARES = (0., .1, .2, .3, .5) # Of cases that are handed to a reader
 AT = (.5, .6, .7, .8, .85, .9, .95) # Confidences for which intervals are told
 
 def _n_bins(rows): return max(1, min(5, len(rows)//MIN_VALUES)) # of at least five cases each
 
-def _numbered(rows): return {str(i+1): r for i,r in enumerate(rows)}
+def _numbered(rows): return {f'bin {i+1}': r for i,r in enumerate(rows)} # A bare number could be a patient's name
 
 def confidence_numbers(
     rows:list, # A row a case, with a fold

@@ -112,6 +112,7 @@ OPTIONS = {
     'phantom': 'dest --patients --seed --layout --size-px --slices',
     'data verify': 'folder --layout --names',
     'data fetch': 'cohort --dest',
+    'validate': 'cohort -o --out --model --table --fold --flair-only --seen --public --no-flips --layout --threads',
     'train': 'cohort -o --out --fold --judged-by --config --set --workers --dask --private --name --layout --threads',
     'finetune': 'cohort -o --out --model --rehearse --set --private --name --layout --threads',
     'evaluate': 'cohort -o --out --model --fold --flair-only --empty --no-distances --seen --sealed --reason '
@@ -705,7 +706,7 @@ def test_the_application_is_started_for_this_machine_only(run, monkeypatch, card
                         standalone_mode: seen.update(args=args, model=os.environ['NEUROSEG_MODEL']))
     assert run('app', '--model', card).code == 0
     assert {'--server.address=localhost', '--browser.gatherUsageStats=false',
-            '--server.maxUploadSize=200'} <= set(seen['args'])
+            '--server.maxUploadSize=1000'} <= set(seen['args'])
     assert seen['model'] == card
     assert Path(seen['args'][1]).is_file()
 
