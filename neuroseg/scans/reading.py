@@ -9,7 +9,7 @@ __all__ = ['FOREIGN', 'MIN_LEVELS', 'SAMPLE_STEP', 'MAX_DEPTH', 'Found', 'found_
            'refuse_foreign', 'refuse_label_map', 'is_result', 'read_scan', 'input_files', 'expand', 'case_names']
 
 # %% ../../nbs/scans/05_reading.ipynb #c002
-import os, re
+import os, re, shlex, subprocess
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -138,10 +138,16 @@ def _read_volumes(volumes, sequences, folder):
     return scan
 
 # %% ../../nbs/scans/05_reading.ipynb #8f5f8aae
-_BY_NIBABEL = 'python -c "import nibabel as n; n.save(n.load({0!r}), {1!r})"'
-_BY_ITK = 'pip install SimpleITK, then python -c "import SimpleITK as s; s.WriteImage(s.ReadImage({0!r}), {1!r})"'
-FOREIGN = ({e: _BY_NIBABEL for e in ('.mgz','.mgh','.mnc','.hdr')} # FreeSurfer, MINC, Analyze
-           | {e: _BY_ITK for e in ('.mha','.mhd','.nrrd','.nhdr')}) # MetaImage of ITK, 3D Slicer
+_BY_NIBABEL = 'python -c "import sys, nibabel as n; n.save(n.load(sys.argv[1]), sys.argv[2])"'
+_BY_ITK = ('pip install SimpleITK && python -c "import sys, SimpleITK as s; '
+           's.WriteImage(s.ReadImage(sys.argv[1], imageIO=\'{0}\'), sys.argv[2])"') # named, for endings in capitals
+FOREIGN = ({e: _BY_NIBABEL for e in ('.mgz','.mgh','.hdr','.img')} # FreeSurfer, Analyze
+           | {'.mnc': f'pip install h5py && {_BY_NIBABEL}'} # MINC, whose second version is HDF5
+           | {e: _BY_ITK.format('MetaImageIO') for e in ('.mha','.mhd')} # ITK
+           | {e: _BY_ITK.format('NrrdImageIO') for e in ('.nrrd','.nhdr')}) # 3D Slicer
+
+def _quoted(name): # As the user's shell takes it
+    return subprocess.list2cmdline([name]) if os.name=='nt' else shlex.quote(name)
 
 def refuse_foreign(
     files:list, # Of the input
@@ -149,9 +155,11 @@ def refuse_foreign(
     "`InputError` with the command that converts, where a file is a volume in another format."
     for f in files:
         if command := FOREIGN.get(f.suffix.lower()):
-            command = command.format(f.name, f'{stem(f)}.nii.gz')
-            raise InputError(Message('foreign_format', '`{name}` is a volume in a format that is not read; convert it '
-                                     'to NIfTI with: {command}', 'error', name=f.name, command=command))
+            dest = f'{stem(f)}.nii.gz'
+            if f.with_name(dest).exists(): dest = f'{f.name}.nii.gz' # nothing is overwritten
+            raise InputError(Message('foreign_format', '`{name}` is a volume in a format that is not read; in its '
+                                     'folder, convert it to NIfTI with: {command}', 'error', name=f.name,
+                                     command=f'{command} {_quoted(f.name)} {_quoted(dest)}'))
 
 # %% ../../nbs/scans/05_reading.ipynb #ba47b37f
 MIN_LEVELS = 16 # BraTS uses 4 labels, a segmentation of tissues about 8; the darkest MRI has some hundred grey levels
