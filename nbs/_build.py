@@ -5,6 +5,9 @@ nbdev needs.
     python nbs/_build.py card MODEL_CARD.md  # nbs/model_card.ipynb, by nbconvert
     python nbs/_build.py datasheet DATASHEET.md
     python nbs/_build.py site _docs          # notebooks staged by nbdev, reports added, rendered by smalldocs
+
+smalldocs reads Quarto's options, comes by pip in the locked environment, and needs no binary; it is young, so what the
+project needs beyond it (ranking of the search, colours, texts of pictures) is plain CSS, JavaScript and Python here.
 """
 import json, re, shutil, subprocess, sys
 from functools import partial
@@ -19,12 +22,17 @@ from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 from traitlets.config import Config
 
+from neuroseg import __version__
+
+from _gallery import add_alt_texts, figure_texts, gallery, lead, social_card
+
 ROOT = Path(__file__).resolve().parent.parent
 # Files of the repository that are written from a notebook: on the site, the notebook is their page
 WRITTEN = {'README.md': 'nbs/index.ipynb', 'MODEL_CARD.md': 'nbs/model_card.ipynb',
            'DATASHEET.md': 'nbs/datasheet.ipynb'}
 # Pages of the site that are files of the repository
-RECORD = {'reports/index.md': 'reports/README.md', 'ledger.md': 'CLAIMS.md', 'openings.md': 'reports/LEDGER.md'}
+RECORD = {'reports/index.md': 'reports/README.md', 'ledger.md': 'CLAIMS.md', 'openings.md': 'reports/LEDGER.md',
+          'changelog.md': 'CHANGELOG.md'}
 # The target of a Markdown link or picture, and of an HTML one
 LINK = re.compile(r'(\]\(|(?:src|href)=")([^)"\s]+)')
 
@@ -96,13 +104,17 @@ def stage_reports(
     # The pages of the library's folder `reports` are staged under the same name and stay
     skipped = shutil.ignore_patterns('smoke', 'gpu', 'private*', '*.html', '*.ipynb', '*.md')
     shutil.copytree(ROOT/'reports', stage/'reports', ignore=skipped, dirs_exist_ok=True)
-    for page in (stage/'studies').glob('*.ipynb'):
-        if (run := ROOT/'reports'/page.stem/'cpu').is_dir(): stage_run(page, run, cfg)
+    stored = []
+    for page in sorted((stage/'studies').glob('*.ipynb')):
+        if not (run := ROOT/'reports'/page.stem/'cpu').is_dir(): continue
+        stage_run(page, run, cfg)
+        stored.append(run)
+    (stage/'gallery.md').write_text(gallery(stored, staged), encoding='utf-8')
     for name,source in RECORD.items():
         folder = Path(source).parent.as_posix()
         def _target(path, folder=folder): return site_path(normpath(f'{folder}/{path}'), stage, cfg)
-        text = (ROOT/source).read_text(encoding='utf-8')
-        (stage/name).write_text(relink(text, _target), encoding='utf-8')
+        text = relink((ROOT/source).read_text(encoding='utf-8'), _target)
+        (stage/name).write_text(front_matter(sources(source, cfg)) + text, encoding='utf-8')
 
 
 def stage_run(
@@ -110,15 +122,33 @@ def stage_run(
     run:Path, # Its committed run
     cfg, # nbdev's configuration
 ):
-    "Replace a study by its run, under the title of the study, with a line on date, code and folder of the run."
+    "Replace a study by its run, under its title: the answer and its figure first, and which run it is."
     files = page, run/'notebook.ipynb', run/'run.json'
     shown, ran, record = (json.loads(f.read_text(encoding='utf-8')) for f in files)
     folder = f"{cfg.git_url}/tree/{cfg.branch}/{run.relative_to(ROOT).as_posix()}"
     line = (f"*As it ran on {record['started'][:10]}, by code `{(record['commit'] or 'unknown')[:7]}`. "
             f"Its [tables, figures and record]({folder}) are in the repository.*")
     title = [c for c in shown['cells'] if c['cell_type'] == 'raw']
-    ran['cells'] = title + [dict(cell_type='markdown', id='as-it-ran', metadata={}, source=line)] + ran['cells'][1:]
+    first = dict(cell_type='markdown', id='as-it-ran', metadata={}, source=lead(run, line))
+    ran['cells'] = title + [first] + ran['cells'][1:]
+    add_alt_texts(ran, figure_texts(ROOT/f'nbs/studies/{page.name}'))
     page.write_text(json.dumps(ran), encoding='utf-8')
+
+
+def front_matter(options:dict)->str: return f'---\n{yaml.safe_dump(options, sort_keys=False, allow_unicode=True)}---\n\n'
+
+
+def sources(
+    source:str, # A file of the repository, say `nbs/scans/03_nifti.ipynb`
+    cfg, # nbdev's configuration
+)->dict: # The option `code-links` of a page
+    "Links from a page to its source, and from a notebook of the library to the module that it writes."
+    folder,_,name = source.removesuffix('.ipynb').rpartition('/')
+    module = f"neuroseg{folder.removeprefix('nbs')}/{name.partition('_')[2]}.py"
+    links = {source: 'journal-code' if source.endswith('.ipynb') else 'markdown'}
+    if source.endswith('.ipynb') and (ROOT/module).is_file(): links[module] = 'file-code'
+    return {'code-links': [dict(text=file, href=f'{cfg.git_url}/blob/{cfg.branch}/{file}', icon=icon)
+                           for file,icon in links.items()]}
 
 
 def stage_page(
@@ -126,15 +156,20 @@ def stage_page(
     stage:Path, # The folder of the staged site
     cfg, # nbdev's configuration
 ):
-    "Give a page the name that links to it use (`core`), and links that work inside the site."
+    """Give a page the name that links to it use (`core`), links that work inside the site, a link to its source, and
+    texts of its pictures."""
     def _target(path):
         file = normpath(f'nbs/{page.parent.relative_to(stage).as_posix()}/{path}')
         return path if file.startswith('nbs/') and not file.endswith('.ipynb') else site_path(file, stage, cfg)
     def _relink(text): return relink(text.replace(f'({cfg.doc_url.rstrip("/")}/', '(/'), _target)
     nb = json.loads(page.read_text(encoding='utf-8'))
-    for cell in nb['cells']:
+    source = f'nbs/{page.relative_to(stage).as_posix()}'
+    for i,cell in enumerate(nb['cells']):
         text = ''.join(cell['source'])
-        if cell['cell_type'] == 'raw': text = re.sub(r'^output-file:.*\n', '', text, flags=re.M)
+        if cell['cell_type'] == 'raw' and i == 0:
+            options = yaml.safe_load(text.strip().strip('-'))
+            options.pop('output-file', None)
+            text = front_matter(options | sources(source, cfg))
         if cell['cell_type'] == 'markdown': text = _relink(text)
         cell['source'] = text
         for out in cell.get('outputs', []):
@@ -142,29 +177,48 @@ def stage_page(
             # Staging runs the cells of a module as a script, so the types of its signatures come as `__main__.Scan`
             if 'text/markdown' in data:
                 data['text/markdown'] = _relink(''.join(data['text/markdown']).replace('__main__.', ''))
+    add_alt_texts(nb, {})
     page.unlink()
     Path(staged(page)).write_text(json.dumps(nb), encoding='utf-8')
+
+
+def configure(
+    stage:Path, # The folder of the staged site
+    dest:Path, # Of the site
+):
+    "Complete the options of the site: where it goes, the sidebar with the pages that are no notebooks, version, card."
+    nav = yaml.safe_load((stage/'sidebar.yml').read_text(encoding='utf-8'))
+    added = {'Studies': (['gallery.md'], ()), 'On record': ((), RECORD)} # Pages before and after those of the section
+    def _entry(entry):
+        if isinstance(entry, str): return staged(entry)
+        before,after = added.get(entry['section'], ((), ()))
+        return {**entry, 'contents': [*before, *map(staged, entry['contents']), *after]}
+    nav['website']['sidebar']['contents'] = [_entry(e) for e in nav['website']['sidebar']['contents']]
+    (stage/'sidebar.yml').write_text(yaml.safe_dump(nav, sort_keys=False), encoding='utf-8')
+    base = yaml.safe_load((stage/'nbdev.yml').read_text(encoding='utf-8'))
+    del base['format-links'] # Quarto's way to offer Markdown copies; smalldocs has its own, `llms-txt`
+    base['project'] |= {'output-dir': str(dest.resolve()), 'resources': ['social.png']}
+    web = base['website']
+    social_card(stage/'social.png', web['title'], web['description'])
+    web['navbar'] = dict(right=[dict(text='Gallery', href='gallery.md'), dict(text='Questions', href='faq.ipynb'),
+                                dict(text=f'Version {__version__}', href='changelog.md'),
+                                dict(text='GitHub', href=web['repo-url'])])
+    web['page-footer'] = dict(
+        left=f'neuroseg {__version__}. Research software, not a medical device.',
+        right='Code: Apache-2.0. Weights and slices of patients: CC BY-NC-SA 4.0.')
+    (stage/'nbdev.yml').write_text(yaml.safe_dump(base, allow_unicode=True), encoding='utf-8')
 
 
 def site(dest:Path):
     "Build the site into `dest`; any warning, such as a broken link, is an error."
     cfg = get_config(ROOT)
     refresh_quarto_yml()
-    stage = proc_nbs(cfg.nbs_path, force=True)
+    # In this process: torch is imported once, and no worker can wait for a lock for ever
+    stage = proc_nbs(cfg.nbs_path, force=True, n_workers=0)
     pages = sorted(stage.rglob('*.ipynb'))
     stage_reports(stage, cfg)
     for page in pages: stage_page(page, stage, cfg)
-    nav = yaml.safe_load((stage/'sidebar.yml').read_text())
-    def _entry(entry):
-        if isinstance(entry, str): return staged(entry)
-        record = RECORD if entry['section'] == 'On record' else ()
-        return {**entry, 'contents': [*map(staged, entry['contents']), *record]}
-    nav['website']['sidebar']['contents'] = [_entry(e) for e in nav['website']['sidebar']['contents']]
-    (stage/'sidebar.yml').write_text(yaml.safe_dump(nav, sort_keys=False))
-    base = yaml.safe_load((stage/'nbdev.yml').read_text())
-    del base['format-links'] # Quarto's way to offer Markdown copies; smalldocs has its own, `llms-txt`
-    base['project']['output-dir'] = str(dest.resolve())
-    (stage/'nbdev.yml').write_text(yaml.safe_dump(base))
+    configure(stage, dest)
     failed = subprocess.run([sys.executable, '-m', 'smalldocs.cli', 'render', '--strict', str(stage)]).returncode
     if failed: sys.exit(failed)
     # The docstring of each module names its page's Markdown copy as nbdev calls it
