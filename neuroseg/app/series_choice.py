@@ -20,7 +20,9 @@ from ..scans.dicom_sequences import plane_of
 from ..scans.dicom_study import chosen_series, taken_for
 from ..scans.pictures import IMAGE_ENDINGS, is_nifti
 from ..scans.video import VIDEO_ENDINGS
-from .uploads import scans_in_files, store
+from .received import fill_in, store
+from .session import turn
+from .uploads import scans_in_files
 from .visit import safe_text, st, t
 
 # %% ../../nbs/app/10_series_choice.ipynb #sc007
@@ -67,16 +69,22 @@ def offers_of(
                   thumbnail(s)) for s in study.series]
 
 # %% ../../nbs/app/10_series_choice.ipynb #sc011
+def _fill_middle(studies):
+    "Unpack the one slice of each series that is shown."
+    try: fill_in([s.frames[len(s.frames)//2].path for study in studies for s in study.series])
+    except (NeurosegError, OSError): pass # their pictures stay black
+
 def offers(
     uploads:list, # Objects with `name` and `getvalue()`
 )->list: # `Offer` each; none where there is nothing to choose
     "All series of the DICOM studies in an upload; no file of it is left on the disk."
     plain = (*IMAGE_ENDINGS, *VIDEO_ENDINGS)
     if all(u.name.lower().endswith(plain) or is_nifti(u.name) for u in uploads): return []
-    with tempfile.TemporaryDirectory(prefix='neuroseg-') as folder:
+    with turn(), tempfile.TemporaryDirectory(prefix='neuroseg-') as folder: # few at a time: each takes disk
         try: found = scans_in_files(store(uploads, folder))
         except (NeurosegError, MemoryError, OSError): return [] # told when the upload is segmented
         studies = [f.source for f in found if isinstance(f.source, Study)]
+        _fill_middle(studies)
         offered = [offers_of(s, i) for i,s in enumerate(studies)]
         open_ = any(len(o)>1 or not o[0].refused and o[0].guess is None for o in offered)
         return [o for of_one in offered for o in of_one] if open_ else []
@@ -105,7 +113,7 @@ def _offer_row(o, key):
         return ''
     def label(role): return t(role) if role else t('series_none')
     return choice.selectbox(t('series_as', title=o.title), ROLES, ROLES.index(o.guess or ''), format_func=label,
-                            key=f'role {key} {o.uid}', label_visibility='collapsed')
+                            key=f'role {key} {o.examination} {o.uid}', label_visibility='collapsed')
 
 def choose_series(
     uploads:list, # As Streamlit gives them

@@ -13,7 +13,7 @@ import sys, traceback
 from contextlib import contextmanager
 
 from ..core import need, NeurosegError
-from .uploads import MAX_UPLOAD_MB
+from .received import MAX_UPLOAD_MB
 from .i18n import figure, LANGUAGES, say, translated
 from .session import Refusal
 
@@ -54,7 +54,7 @@ def style(
 )->str: # HTML
     "Style sheet of the page, with the uploader's texts."
     rules = {f'{SMALL_PRINT}, [data-testid="stCaptionContainer"] *': 'color:inherit!important; opacity:1!important',
-             '[data-testid="stMainBlockContainer"]': 'padding-top:3.2rem; padding-bottom:3rem',
+             '[data-testid="stMainBlockContainer"]': 'padding:2.9rem 1.2rem 3rem!important',
              'h1': 'font-size:2rem!important; padding:0!important', '[data-testid="stMetricValue"]': 'font-size:1.8rem',
              f'{INSTRUCTIONS} span': 'display:none', f'{UPLOADER} button p': 'font-size:0!important',
              f'{UPLOADER} button p::after': f'content:"{choose_files}"; font-size:.875rem',

@@ -12,7 +12,7 @@ from pydicom.data import get_testdata_file
 from streamlit.testing.v1 import AppTest
 from bright_model import bright, head, write_model, write_nifti
 
-from neuroseg.app import main, serving, session, uploads, viewer
+from neuroseg.app import main, received, serving, session, uploads, viewer
 from neuroseg.app.i18n import LANGUAGES, figure, say
 from neuroseg.app.pdf_report import report_pdf
 from neuroseg.app.views import PLANES, picture, views
@@ -50,8 +50,11 @@ def card(tmp_path_factory):
 def segmenter(card): return Segmenter(card)
 
 
-def fresh():
-    at = AppTest.from_file(main.__file__, default_timeout=WAIT_S).run()
+def fresh(pictures=True):
+    "The page, with pictures from the server or with the viewer in the browser."
+    at = AppTest.from_file(main.__file__, default_timeout=WAIT_S)
+    at.session_state.wants_pictures = pictures
+    at.run()
     assert not at.exception
     return at
 
@@ -301,13 +304,13 @@ def test_another_upload_replaces_the_result(page, volume):
     assert not page.metric and not page.session_state.kept
 
 
-def test_the_sample_replaces_an_upload(page, volume):
+def test_the_sample_stands_beside_an_upload_and_goes_with_the_next(page, volume, tmp_path):
     upload(page, volume)
     page.button(key='sample').click().run()
     assert slices(page) == 24 and not page.exception
-    assert [u.value for u in page.file_uploader if u.key.startswith('scan files')] == [[]]
-    upload(page, volume)
-    assert slices(page) == 12
+    assert page.selectbox(key='scan').options == ['anna_flair', 'built-in sample']
+    upload(page, write_nifti(tmp_path/'bert_flair.nii.gz', head((8, 60, 50))[0]))
+    assert slices(page) == 8 and not page.selectbox
 
 
 def test_a_new_scan_begins_with_the_threshold_of_the_model(page, volume, tmp_path):
@@ -321,9 +324,10 @@ def test_a_new_scan_begins_with_the_threshold_of_the_model(page, volume, tmp_pat
 
 def test_several_scans_stand_in_one_table(page, volume, tmp_path):
     upload(page, volume, write_nifti(tmp_path/'bert_flair.nii.gz', head((8, 60, 50))[0]))
-    table = next(m.value for m in page.markdown if m.value.startswith('| Scan'))
-    assert 'anna' in table and 'bert' in table and metrics(page)['Lesion, mL'] in table and '/ 12 |' in table
-    assert '/ 8 |' in table
+    table = page.dataframe[0].value
+    assert [*table['Scan']] == ['anna_flair', 'bert_flair'] and [*table['Slices']] == ['7 / 12', '5 / 8']
+    assert table['Lesion'][0] == f"{metrics(page)['Lesion, mL']} mL" and '×' in table['Diameters, mm'][0]
+    assert [*table['Dice']] == ['–', '–']
 
 
 def test_what_looks_unlike_a_head_is_remarked_on(page, tmp_path):
@@ -385,7 +389,7 @@ def test_a_reference_is_compared_with(page, volume, tmp_path, segmenter, monkeyp
     monkeypatch.setattr(session, 'score_case', with_surface)
     page.toggle[0].set_value(True).run()
     assert '| surface Dice at 2 mm | 0.875 |' in next(m.value for m in page.markdown if m.value.startswith('| score'))
-    upload(page, key='reference') # and away with it
+    next(b for b in page.button if b.key.startswith('forget')).click().run() # and away with it
     assert not page.error and next(c for c in page.segmented_control if c.key.startswith('layer')).value == 'outline'
 
 
@@ -503,30 +507,30 @@ class Upload:
 @pytest.mark.parametrize('name', ['../../evil.png', '/etc/passwd.png', '..\\..\\evil.png', 'C:\\x\\evil.png',
                                   '.evil.png', 'e\0vil.png', 'x'*50+'\n.png', '`a`![](b).png', 'x'*300+'.png'])
 def test_a_name_cannot_leave_the_folder(tmp_path, name):
-    path, = uploads.store([Upload(name, b'x')], tmp_path)
+    path, = received.store([Upload(name, b'x')], tmp_path)
     assert path.parent == tmp_path and path.exists() and not set('`![]/\\\n\0') & set(path.name)
 
 
 def test_too_much_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(uploads, 'MAX_UPLOAD_MB', 1)
+    monkeypatch.setattr(received, 'MAX_UPLOAD_MB', 1)
     with pytest.raises(InputError, match='or 1 MB allowed'):
-        uploads.store([Upload('a.png', bytes(1_100_000))], tmp_path)
+        received.store([Upload('a.png', bytes(1_100_000))], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_zip_that_lies_about_its_size(tmp_path, monkeypatch):
     "What a header says is not believed: reading stops at the bound."
-    monkeypatch.setattr(uploads, 'MAX_UNPACKED_MB', 1)
-    monkeypatch.setattr(uploads, '_entries', lambda z, name: z.infolist())
+    monkeypatch.setattr(received, 'MAX_UNPACKED_MB', 1)
+    monkeypatch.setattr(received, '_entries', lambda z, name: z.infolist())
     (tmp_path/'a.zip').write_bytes(zipped({'a.nii': bytes(5_000_000)}))
-    with pytest.raises(InputError, match='more than the 1 MB'): uploads.unpack(tmp_path/'a.zip', tmp_path/'out')
+    with pytest.raises(InputError, match='more than the 1 MB'): received.unpack(tmp_path/'a.zip', tmp_path/'out')
     assert not (tmp_path/'out/a.nii').exists()
 
 
 def test_an_upload_is_kept_in_memory(page):
     "Starlette writes what is larger than this to a temporary file of its own."
     from starlette.formparsers import MultiPartParser
-    assert MultiPartParser.spool_max_size == serving.SPOOL_BYTES > uploads.MAX_UPLOAD_MB*10**6
+    assert MultiPartParser.spool_max_size == serving.SPOOL_BYTES > received.MAX_UPLOAD_MB*10**6
 
 
 def test_importing_the_page_changes_nothing_in_streamlit_and_starlette(root):
@@ -584,7 +588,7 @@ def test_cancel_and_start_again(page, volume):
     upload(page, volume)
     key = next(iter(page.session_state.kept))
     # as a click on the button in the midst of a run leaves it
-    page.session_state.kept, page.session_state.cancelled = {}, key
+    page.session_state.kept, page.session_state.cancelled, page.session_state.cases = {}, key, []
     page.run()
     assert not page.metric and [e.value for e in page.error] == [say('cancelled')]
     page.button(key='again').click().run()

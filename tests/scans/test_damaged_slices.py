@@ -11,7 +11,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 from scan_files import one_sentence
 
-from neuroseg.app.uploads import scans_in_folder, unpack
+from neuroseg.app.received import unpack
+from neuroseg.app.uploads import scans_in_folder
 from neuroseg.cli import main
 from neuroseg.core import InputError, NeurosegError
 from neuroseg.scans.dicom_index import dicom_index

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neuroseg.app.uploads import scans_in_folder, unpack
+from neuroseg.app.received import unpack
+from neuroseg.app.uploads import scans_in_folder
 from neuroseg.core import NeurosegError
 from neuroseg.scans.nifti import read_mask, write_mask_nifti
 from neuroseg.scans.reading import read_scan
