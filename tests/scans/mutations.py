@@ -3,7 +3,8 @@
     python mutations.py KIND FIRST LAST     one line of JSON an input; the same number is the same input
 
 Anna's slices have stripes along x and Bert's along y, so that each slice tells whose it is, whatever happened to its
-grey levels.
+grey levels. The numbers up to `BY_RULE` are damaged in one of five ways of a format; those above it by many changes at
+once, or inside what a checksum protects, with a checksum that is right again, so that the decoder reads on.
 """
 import gzip, io, json, struct, sys, tempfile, time, traceback, warnings, zipfile, zlib
 from pathlib import Path
@@ -15,6 +16,9 @@ SIDE = (24, 20) # Rows and columns of a slice
 WHO = ('ANNA', 'BERT')
 KINDS = ('dicom', 'nifti', 'nifti_gz', 'tiff', 'png', 'zip')
 WAYS = ('bytes', 'cut', 'field', 'length', 'swap')
+MANY_WAYS = ('runs', 'inside')
+BY_RULE = 400 # Numbers below it are damaged in one of `WAYS`, those above it in one of `MANY_WAYS`
+N_SLICES = 4 # Of a DICOM series
 ODD = ('', '0', '-1', '1', '65535', '1e308', 'nan', 'inf', '0.0', 'abc', 'é\\ü', 'A'*300, '1\\1', '1\\2\\3\\4\\5\\6\\7')
 
 
@@ -55,7 +59,7 @@ def nifti(rng, who):
 
 def dicom_series(folder, rng, who):
     from neuroseg.scans.dicom_phantom import write_series
-    volume = np.stack([plane(rng, who) for _ in range(4)]).astype(np.uint16)*8
+    volume = np.stack([plane(rng, who) for _ in range(N_SLICES)]).astype(np.uint16)*8
     write_series(folder, volume, np.diag([1, 1, 5, 1.]), patient=who, preamble=rng.random() < .7,
                  PatientName='DOE^JOHN', SeriesDescription='AX FLAIR', EchoTime=110, RepetitionTime=9000,
                  InversionTime=2500, SeriesNumber=3)
@@ -74,7 +78,7 @@ def archive(rng, names=WHO):
     return file.getvalue()
 
 
-# ---- damage that knows the format
+# ---- damage of bytes
 
 def flipped(rng, data):
     "One to six bytes or bits, half of the time near the beginning, where the header is."
@@ -90,6 +94,31 @@ def cut(rng, data):
     a, b = sorted(int(v) for v in rng.integers(0, len(data), 2))
     return (data[:a], data[:a]+data[b:], data+data[a:b], data[:0], data[:a]+bytes(b-a)+data[b:])[rng.integers(5)]
 
+
+def runs(rng, data):
+    "One to eight changes: bytes, bits, runs of zeros, runs twice, cuts."
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 9)):
+        if not data: break
+        a, b = sorted(int(v) for v in rng.integers(0, len(data), 2))
+        b = min(b, a+40)
+        match rng.integers(6):
+            case 0 | 1: data[a] = rng.integers(256)
+            case 2: data[a] ^= 1 << int(rng.integers(8))
+            case 3: data[a:b] = bytes(b-a)
+            case 4: data[a:b] = data[a:b]*2
+            case 5: del data[a if rng.random() < .2 else b:]
+    return bytes(data)
+
+
+def touched(rng, data):
+    "One to eight other bytes, at the same length."
+    data = bytearray(data)
+    for _ in range(rng.integers(1, 9) if data else 0): data[rng.integers(len(data))] = rng.integers(256)
+    return bytes(data)
+
+
+# ---- damage that knows the format
 
 def some_number(rng, bits):
     "Numbers that lengths and sizes should not have."
@@ -118,13 +147,26 @@ def nifti_field(rng, data, names=NIFTI_FIELDS):
     return head.tobytes() + data[348:]
 
 
-def png_field(rng, data, lengths=False):
-    "A chunk with other content and a right checksum, or with another length."
+def png_chunks(data):
+    "Name, content and None of each chunk of a PNG file; None stands for the length that the content has."
     chunks, i = [], 8
     while i < len(data):
         n, name = struct.unpack('>I4s', data[i:i+8])
         chunks.append([name, bytearray(data[i+8:i+8+n]), None])
         i += 12+n
+    return chunks
+
+
+def png_of(chunks):
+    "A PNG file with right checksums."
+    def packed(name, body, n): return struct.pack('>I', len(body) if n is None else n)+name+body+struct.pack(
+        '>I', zlib.crc32(name+body))
+    return bytes.fromhex('89504e470d0a1a0a') + b''.join(packed(*c) for c in chunks)
+
+
+def png_field(rng, data, lengths=False):
+    "A chunk with other content and a right checksum, or with another length."
+    chunks = png_chunks(data)
     k = int(rng.integers(len(chunks)))
     if lengths: chunks[k][2] = some_number(rng, 32)
     elif rng.random() < .7: # the header: width, height, depth, colour, compression, filter, interlace
@@ -132,9 +174,7 @@ def png_field(rng, data, lengths=False):
         chunks[0][1][at] = rng.choice([0, 1, 2, 3, 4, 6, 8, 16, 127, 255])
     elif rng.random() < .5: chunks.insert(k, [b'acTL' if rng.random() < .5 else b'iCCP', bytearray(rng.bytes(8)), None])
     else: chunks.insert(k, chunks[int(rng.integers(len(chunks)))])
-    def packed(name, body, n): return struct.pack('>I', len(body) if n is None else n)+name+body+struct.pack(
-        '>I', zlib.crc32(name+body))
-    return data[:8] + b''.join(packed(*c) for c in chunks)
+    return png_of(chunks)
 
 
 def tiff_field(rng, data, lengths=False):
@@ -216,12 +256,65 @@ def dicom_length(rng, data):
     return bytes(data)
 
 
-BY_BYTES = dict(bytes=flipped, cut=cut)
+# ---- damage inside what a checksum, a directory or a header protects
+
+def png_inside(rng, data):
+    "Other pixels, one other number of the header, or a chunk more."
+    chunks = png_chunks(data)
+    for c in chunks:
+        if c[0] == b'IHDR' and rng.random() < .5: # height, width, depth, colour, interlace
+            c[1][int(rng.choice([3, 7, 8, 9, 12]))] = rng.choice([0, 1, 2, 3, 4, 6, 8, 16, 18, 22, 24, 255])
+        if c[0] == b'IDAT': c[1] = zlib.compress((runs if rng.random() < .5 else touched)(rng, zlib.decompress(c[1])))
+    if rng.random() < .2:
+        chunks.insert(1, [bytes(rng.choice([b'tRNS', b'PLTE', b'gAMA', b'eXIf'])), rng.bytes(6), None])
+    return png_of(chunks)
+
+
+def zip_inside(rng, data):
+    "An archive of damaged pictures: they are unpacked, and read."
+    file, hurt = io.BytesIO(), rng.choice([.2, 1])
+    with warnings.catch_warnings(), zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, 'w') as z:
+        warnings.simplefilter('ignore') # two patients of one name
+        for info in old.infolist():
+            body = old.read(info)
+            if rng.random() < hurt: body = (png_inside if rng.random() < .8 else runs)(rng, body)
+            z.writestr(info, body)
+    return file.getvalue()
+
+
+def behind(start):
+    "Damage of voxels or pixels, behind a header of so many bytes."
+    def _damage(rng, data): return data[:start] + (runs if rng.random() < .5 else touched)(rng, data[start:])
+    return _damage
+
+
+def dicom_inside(rng, files):
+    "The first, the last or any slice is no slice any more: without content, image, class or series."
+    import pydicom
+    f = files[int(rng.choice([0, -1, rng.integers(len(files))]))]
+    data, how = f.read_bytes(), rng.integers(8)
+    rows = data.index(b'\x28\0\x10\0')
+    if how < 5:
+        f.write_bytes((b'', bytes(len(data)), data[:int(rng.integers(200))], data[:rows],
+                       data[:rows] + runs(rng, data[rows:]))[how])
+        return
+    ds = pydicom.dcmread(f, force=True)
+    if how < 7:
+        for name in ('Rows', 'Columns', 'PixelData'): delattr(ds, name)
+    if how == 5: ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = '1.2.840.10008.5.1.4.1.1.x'
+    if how == 7: ds.SeriesInstanceUID = f'1.2.840.{rng.integers(9999)}.1'
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        pydicom.dcmwrite(f, ds, enforce_file_format=False)
+
+
+BY_BYTES = dict(bytes=flipped, cut=cut, runs=runs)
 BY_FORMAT = dict(
     field=dict(nifti=nifti_field, png=png_field, tiff=tiff_field, zip=zip_field),
     length=dict(nifti=lambda rng, d: nifti_field(rng, d, ('dim', 'vox_offset', 'bitpix', 'datatype', 'sizeof_hdr')),
                 png=lambda rng, d: png_field(rng, d, True), tiff=lambda rng, d: tiff_field(rng, d, True),
-                zip=lambda rng, d: zip_field(rng, d, True)))
+                zip=lambda rng, d: zip_field(rng, d, True)),
+    inside=dict(nifti=behind(348), png=png_inside, tiff=behind(8), zip=zip_inside))
 
 
 def damaged(rng, data, way, kind):
@@ -234,9 +327,10 @@ def a_study(rng, way, folder):
     "DICOM of one patient, damaged; or of two, with files in the wrong place."
     files = dicom_series(folder/'in', rng, 'ANNA')
     if way == 'field': dicom_field(rng, files)
+    elif way == 'inside': dicom_inside(rng, files)
     elif way == 'swap':
         others = dicom_series(folder/'other', rng, 'BERT')
-        for k in rng.choice(4, rng.integers(1, 4), replace=False):
+        for k in rng.choice(N_SLICES, rng.integers(1, 4), replace=False):
             f = others[k]
             if rng.random() < .5: f.rename(folder/'in'/(f.name+'x')) # beside the others
             else: f.rename(files[k]) # in place of the slice
@@ -262,6 +356,7 @@ def volumes(rng, way, folder, packed):
         return folder/'in'
     data = nifti(rng, 'ANNA')
     if way in BY_BYTES: data = damaged(rng, pack(data), way, 'nifti')
+    elif way == 'inside' and packed: data = pack((runs if rng.random() < .8 else touched)(rng, data))
     else: data = pack(damaged(rng, data, way, 'nifti'))
     path = folder/'in'/f'a_flair{ending}'
     path.write_bytes(data)
@@ -291,7 +386,8 @@ RENAMED = ('ANNA', 'anna', 'Anna', 'BERT#', 'BERT@', '../ANNA', './ANNA', 'ANNA/
 
 
 def archives(rng, way, folder):
-    data = archive(rng, ('ANNA', str(rng.choice(RENAMED)))) if way == 'swap' else archive(rng)
+    renamed = way == 'swap' or way in MANY_WAYS and rng.random() < .5
+    data = archive(rng, ('ANNA', str(rng.choice(RENAMED)))) if renamed else archive(rng)
     if way != 'swap': data = damaged(rng, data, way, 'zip')
     (folder/'in.zip').write_bytes(data)
     return folder/'in.zip'
@@ -302,7 +398,7 @@ MAKE = dict(dicom=a_study, zip=archives,
             tiff=lambda r, w, f: pictures(r, w, f, 'tiff'), png=lambda r, w, f: pictures(r, w, f, 'png'))
 
 
-def way_of(i): return WAYS[i % len(WAYS)]
+def way_of(i): return WAYS[i % len(WAYS)] if i < BY_RULE else MANY_WAYS[i % len(MANY_WAYS)]
 
 
 # ---- reading, as the command line and the application do
@@ -328,13 +424,27 @@ def faults(text, folder):
     return [w for w in ('\n', str(folder), 'DOE', 'Traceback', 'neuroseg itself') if w in text] + ['empty']*(not text)
 
 
+def lost(kind, way, scan):
+    "Whether a DICOM series of one patient is read with fewer slices than there were files."
+    return kind == 'dicom' and way != 'swap' and scan.n_slices < N_SLICES
+
+
+def mask_faults(scan, folder):
+    "What is wrong with a mask that is written for a scan and read again."
+    from neuroseg.scans.nifti import read_mask, write_mask_nifti
+    mask = scan.data[0] > 120
+    write_mask_nifti(folder/'m.nii', mask, scan)
+    return (['DOE'] if b'DOE' in (folder/'m.nii').read_bytes() else []) + (
+        [] if np.array_equal(read_mask(folder/'m.nii'), mask) else ['mask'])
+
+
 def judged(kind, i, segmenter, folder):
     "What became of an input."
     from neuroseg.core import NeurosegError
     from neuroseg.scans.reading import read_scan
     from neuroseg.segmentation.batch import predict_case
     path = MAKE[kind](np.random.default_rng([SEED, KINDS.index(kind), i]), way_of(i), folder)
-    start, said = time.perf_counter(), dict(read=0, refused=0, merged=0, badly=[])
+    start, said = time.perf_counter(), dict(read=0, refused=0, merged=0, lost=0, badly=[])
     texts = []
     try: found = scans_of(path, folder)
     except NeurosegError as e: found, said['refused'], texts = [], 1, [str(e)]
@@ -345,8 +455,11 @@ def judged(kind, i, segmenter, folder):
             texts.append(report['error'])
             continue
         said['read'] += 1
-        said['merged'] += merged(read_scan(f.source))
-    said['badly'] = [[t, faults(t, folder)] for t in texts if faults(t, folder)]
+        scan = read_scan(f.source)
+        said['merged'] += merged(scan)
+        said['lost'] += lost(kind, way_of(i), scan)
+        if kind.startswith('nifti') and (wrong := mask_faults(scan, folder)): said['badly'].append(['mask', wrong])
+    said['badly'] += [[t, faults(t, folder)] for t in texts if faults(t, folder)]
     return said | dict(seconds=time.perf_counter()-start)
 
 
