@@ -135,7 +135,9 @@ def stage_run(
     page.write_text(json.dumps(ran), encoding='utf-8')
 
 
-def front_matter(options:dict)->str: return f'---\n{yaml.safe_dump(options, sort_keys=False, allow_unicode=True)}---\n\n'
+def front_matter(options:dict)->str:
+    "The options of a page, at its head."
+    return f'---\n{yaml.safe_dump(options, sort_keys=False, allow_unicode=True)}---\n\n'
 
 
 def sources(
