@@ -1,10 +1,19 @@
-"The docs site builds without a warning, shows studies as they ran, and none of its links leads nowhere."
-import json, re, shutil, subprocess, sys, tomllib
+"""The docs site builds without a warning, opens each study with its answer, can be read and searched, and none of its
+links leads nowhere."""
+import functools, http.server, importlib.util, json, re, shutil, subprocess, sys, threading, tomllib
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 from conftest import ROOT, tracked_files
+from PIL import Image
+
+import neuroseg
+
+RUNS = sorted(f.parent for f in ROOT.glob('reports/*/cpu/notebook.ipynb'))
+# Of each kind of page, one: for the checks of accessibility
+KINDS = ['index.html', 'gallery.html', 'faq.html', 'studies/learner.html', 'scans/nifti.html',
+         'tutorials/first_scan.html']
 
 
 @pytest.fixture(scope='module')
@@ -69,3 +78,151 @@ def test_no_link_is_broken(site):
     broken = [f'{page.relative_to(site)} -> {link}' for page in site.rglob('*.html') for link in links(page)
               if not target(page, link).exists()]
     assert broken == []
+
+
+def page_of(site, run): return site/'studies'/f"{run.parent.name.partition('_')[2]}.html"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('run', RUNS, ids=[run.parent.name for run in RUNS])
+def test_a_study_opens_with_its_answer_and_a_figure_of_its_run(site, run):
+    text = page_of(site, run).read_text(encoding='utf-8')
+    head = text[text.index('<main'):].partition('<h2')[0]
+    answer = json.loads((run/'summary.json').read_text(encoding='utf-8'))['answer']
+    assert answer.split('`')[0][:40] in re.sub(r'<[^>]+>|&#\d+;', '', head).replace('’', "'"), head[:500]
+    assert f'{run.relative_to(ROOT).as_posix()}/figures/' in head
+
+
+@pytest.mark.slow
+def test_the_gallery_leads_to_every_study(site):
+    text = (site/'gallery.html').read_text(encoding='utf-8')
+    text = text[text.index('<main'):text.index('</main>')]
+    pictures = re.findall(r'<img[^>]*src="([^"]+)"', text)
+    assert pictures and all(p.removeprefix('./').startswith('reports/') for p in pictures)
+    assert not any('sealed' in p for p in pictures)
+    assert [run for run in RUNS if f'studies/{page_of(site, run).name}' not in text] == []
+
+
+@pytest.mark.slow
+def test_each_page_links_to_its_source(site):
+    lacking, gone = [], []
+    for page in site.rglob('*.html'):
+        links = page.read_text(encoding='utf-8').partition('quarto-code-links')[2].partition('</ul>')[0]
+        files = re.findall(r'href="https://[^"]+?/blob/[^/"]+/([^"]+)"', links)
+        if not files and page.name != 'gallery.html': lacking.append(page.relative_to(site).as_posix())
+        gone += [f for f in files if not (ROOT/f).exists()]
+    assert lacking == [] and gone == []
+
+
+@pytest.mark.slow
+def test_version_favicon_and_card(site):
+    text = (site/'index.html').read_text(encoding='utf-8')
+    assert f'Version {neuroseg.__version__}' in text and 'rel="icon"' in text and (site/'favicon.svg').is_file()
+    assert re.search(r'property="og:image" content="https://[^"]+/social.png"', text) and 'twitter:card' in text
+    with Image.open(site/'social.png') as card: assert card.size == (1200, 630)
+
+
+@pytest.mark.slow
+def test_every_picture_has_a_text(site):
+    pictures = [(page, img) for page in site.rglob('*.html')
+                for img in re.findall(r'<img\b[^>]*?>', page.read_text(encoding='utf-8'))]
+    bare = [f'{page.relative_to(site)}: {img[:80]}' for page, img in pictures if not re.search(r'\balt="[^"]+"', img)]
+    assert pictures and bare == []
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+
+@pytest.fixture(scope='module')
+def browse(site):
+    "Function of a page and a colour scheme: the page in a browser that reaches nothing but the site."
+    program = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if not program: pytest.skip('no Chromium here: apt install chromium')
+    from playwright.sync_api import sync_playwright
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(_Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f'http://127.0.0.1:{server.server_port}/'
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=program, args=['--no-sandbox', '--disable-gpu'])
+        def _page(name, scheme='light', width=1366):
+            context = browser.new_context(color_scheme=scheme, viewport=dict(width=width, height=900))
+            context.route('**/*', lambda r: r.continue_() if r.request.url.startswith(base) else r.abort())
+            page = context.new_page()
+            page.goto(base+name)
+            return page
+        yield _page
+        browser.close()
+    server.shutdown()
+
+
+def asked(page, question):
+    "Addresses of the results of a search, best first."
+    page.fill('.smalldocs-search input', '')
+    page.wait_for_timeout(300)
+    page.fill('.smalldocs-search input', question)
+    page.wait_for_selector('.search-result')
+    page.wait_for_timeout(300)
+    return page.eval_on_selector_all('.search-result', 'all => all.map(r => r.getAttribute("href"))')
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize('question,found', [
+    ('predict a DICOM study', 'how-do-i-predict-a-dicom-study'), ('predict a DICOM study', 'dicom_export.html'),
+    ('do I need a GPU', 'do-i-need-a-gpu'), ('only flair', 'use-only-flair'),
+    ('mask shifted in viewer', 'the-mask-is-shifted'), ('install without internet', 'work-without-a-network'),
+    ('train on own data', 'own_data.html'), ('strat_folds stratified', 'stratified_folds')])
+def test_the_search_finds(browse, question, found):
+    "Among the first five results."
+    assert any(found in href for href in asked(browse('index.html'), question)[:5])
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('name', KINDS)
+def test_no_serious_finding_of_accessibility(browse, name, scheme):
+    "By axe-core, with the results of a search shown: contrast, names, headings, keyboard."
+    from axe_playwright_python.sync_playwright import Axe
+    page = browse(name, scheme)
+    asked(page, 'dicom')
+    found = [(v['id'], [n['html'][:120] for n in v['nodes'][:3]]) for v in Axe().run(page).response['violations']
+             if v['impact'] in ('serious', 'critical')]
+    assert found == []
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize('name', KINDS)
+def test_nothing_is_wider_than_a_phone(browse, name):
+    assert browse(name, width=390).evaluate('document.documentElement.scrollWidth') <= 390
+
+
+@pytest.fixture(scope='module')
+def gallery_code():
+    spec = importlib.util.spec_from_file_location('_gallery', ROOT/'nbs/_gallery.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_each_study_with_a_run_has_a_figure(gallery_code):
+    found = {run.parent.name: gallery_code.best_figure(run) for run in RUNS}
+    assert found and all(png and text.endswith('.') for png, text in found.values()), found
+
+
+def test_the_figure_that_is_named_for_a_study_exists(gallery_code):
+    "In the study of today; its stored run may be older."
+    texts = {name: gallery_code.figure_texts(ROOT/f'nbs/studies/{name}.ipynb') for name in gallery_code.BEST}
+    assert {n: best for n, best in gallery_code.BEST.items() if best not in texts[n]} == {}
+
+
+def test_pictures_of_a_notebook_get_texts(gallery_code):
+    shown = dict(data={'image/png': ''})
+    def cell(kind, source, **more): return dict(cell_type=kind, source=source, **more)
+    nb = dict(cells=[cell('markdown', '## Slices'), cell('code', 'run.figure(draw_one)', outputs=[shown]),
+                     cell('code', 'x', outputs=[shown]), cell('code', 'y', outputs=[])])
+    gallery_code.add_alt_texts(nb, {'one': 'A "bar" a patient.'})
+    first, second, third = [c['source'] for c in nb['cells'][1:]]
+    assert first.startswith('#| fig-alt: "A \\"bar\\" a patient."\n') and "section 'Slices'" in second and third == 'y'
