@@ -11,8 +11,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 from scan_files import one_sentence
 
-from neuroseg.app.received import unpack
-from neuroseg.app.uploads import scans_in_folder
+from neuroseg.app.uploads import scans_in_files
 from neuroseg.cli import main
 from neuroseg.core import InputError, NeurosegError
 from neuroseg.scans.dicom_index import dicom_index
@@ -193,6 +192,6 @@ def test_an_archive_in_the_application(tmp_path):
     with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
         for f in (tmp_path/'ward'/'a').iterdir():
             z.writestr(f'ward/a/{f.name}', b'' if f.name == 'IM0004' else f.read_bytes())
-    found, = scans_in_folder(unpack(tmp_path/'a.zip', tmp_path/'z'), 'a')
+    found, = scans_in_files([tmp_path/'a.zip'])
     with pytest.raises(InputError) as e: read_scan(found.source)
     one_sentence(e, '`IM0004`')
