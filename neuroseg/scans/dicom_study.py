@@ -253,7 +253,11 @@ def read_study(
     if 'flair' not in study.named: check_magnitude(volumes['flair'], flair.title)
     for role in ('pre', 'post'):
         if role not in taken: continue
-        v,said = _on_grid(taken[role], flair, role)
+        try: v,said = _on_grid(taken[role], flair, role)
+        except InputError as e: # pixels that are cut off
+            if role in study.named: raise
+            v,said = None, [Message('t1_refused', 'T1 series {title} was not used: {why}', title=taken[role].title,
+                                    why=e.message)]
         notes += said
         if v is not None: volumes[role] = v
     present = tuple(s for s in SEQUENCES if s in volumes)

@@ -16,6 +16,7 @@ from neuroseg.cli import main
 from neuroseg.core import InputError, NeurosegError
 from neuroseg.scans.dicom_index import dicom_index
 from neuroseg.scans.dicom_phantom import FLAIR, T1, write_series
+from neuroseg.scans.dicom_study import named_study, read_study
 from neuroseg.scans.reading import expand, read_scan
 
 AFFINE = np.diag([3, 3, 5, 1.])
@@ -145,7 +146,7 @@ def two_series(tmp_path, names=('FLAIR_', 'T1_')):
     return tmp_path/'study'
 
 
-@pytest.mark.parametrize('damage', ['empty', 'cut before Rows', 'nonsense'])
+@pytest.mark.parametrize('damage', ['empty', 'cut before Rows', 'nonsense', 'cut in the pixels'])
 def test_other_series_of_the_examination_are_read(tmp_path, damage):
     f = two_series(tmp_path)/f'T1_IM{LAST:04}'
     DAMAGE[damage](f)
@@ -153,6 +154,13 @@ def test_other_series_of_the_examination_are_read(tmp_path, damage):
     assert scan.sequences == ('flair',) and scan.n_slices == len(VOLUME)
     said, = (w for w in scan.warnings if w.code == 't1_refused')
     assert f.name in said and said.severity == 'warning'
+
+
+def test_a_damaged_series_that_the_user_named_is_not_left_out(tmp_path):
+    DAMAGE['cut in the pixels'](two_series(tmp_path)/f'T1_IM{LAST:04}')
+    flair, t1 = sorted(dicom_index(tmp_path/'study')[0].series, key=lambda s: -s.get('SeriesNumber'))
+    with pytest.raises(InputError) as e: read_study(named_study([tmp_path/'study'], dict(flair=flair.uid, post=t1.uid)))
+    one_sentence(e, f'T1_IM{LAST:04}')
 
 
 def test_where_names_tell_nothing_every_series_of_the_folder_is_refused(tmp_path):
