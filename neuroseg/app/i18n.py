@@ -151,6 +151,33 @@ TEXTS |= dict(
     colon=': ',
 )
 
+# %% ../../nbs/app/03_i18n.ipynb #fc97ce9c
+TEXTS |= dict(
+    mask_word='Mask of the model',
+    reference_word='Reference',
+    outline_only='outline only',
+    opacity='opacity',
+    nothing='nothing',
+    solid='Three dimensions',
+    beside='Side by side',
+    plain='without mask',
+    drag='Drag',
+    drag_cross='crosshair',
+    drag_pan='move, zoom',
+    reset='Reset view',
+    save_view='Save picture',
+    viewer_tools='Tools of the viewer',
+    viewer_canvas='planes of the scan; wheel or arrow keys change the slice, right drag changes the window',
+    viewer_right='the scan that is compared with',
+    viewer_fault='The picture could not be loaded; reload the page',
+    warnings_below='Warnings below: {n}',
+    notes_below='Notes below: {n}',
+    pictures_only='Pictures only',
+    pictures_help='Pictures from the server instead of the viewer: with captions for screen readers, for old computers',
+    no_webgl2='This browser has no WebGL2, so pictures from the server are shown instead of the viewer.',
+    forget_reference='Take the reference away',
+)
+
 # %% ../../nbs/app/03_i18n.ipynb #c035
 TEXTS |= dict(
     lesion='Lesion, {unit}',
@@ -192,6 +219,12 @@ TEXTS |= dict(
     get_json='Report (JSON)',
     all_scans='All {n} scans in a table',
     get_csv='Table (CSV)',
+    get_all='Everything of all scans (zip)',
+    scans_here='Add or remove scans',
+    lesion_size='Lesion',
+    diameters='Diameters, mm',
+    errors='errors',
+    notes='notes',
 )
 
 # %% ../../nbs/app/03_i18n.ipynb #c039

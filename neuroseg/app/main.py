@@ -6,8 +6,8 @@ Docs: https://neuroseg.github.io/neuroseg/app/main.html.md"""
 
 # %% auto #0
 __all__ = ['st', 'LOADED', 'LOADING', 'shared_card', 'shared_segmenter', 'load_ahead', 'load_own', 'choose_model', 'sidebar',
-           'Choice', 'choose_scan', 'segment_choice', 'current_results', 'overview_csv', 'overview', 'icon',
-           'page_content', 'page']
+           'Choice', 'choose_scan', 'segment_choice', 'current_results', 'icon', 'head', 'shown_cases', 'page_content',
+           'page']
 
 # %% ../../nbs/app/09_main.ipynb #c003
 import sys
@@ -19,12 +19,12 @@ if __name__=='__main__' and 'streamlit.runtime' in sys.modules and sys.modules['
     sys.modules['streamlit'].stop()
 
 # %% ../../nbs/app/09_main.ipynb #c004
-import csv, io, os, tempfile, threading
+import os, tempfile, threading
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..core import jsonable, need, NeurosegError
+from ..core import need, NeurosegError
 from ..scans.pictures import IMAGE_ENDINGS
 from ..scans.reading import Found
 from ..scans.video import MAX_DECODED, MAX_FRAMES, VIDEO_ENDINGS
@@ -39,6 +39,7 @@ from .serving import prepare_server
 from .series_choice import choose_series
 from .visit import choose_language, errors_shown, f, language, safe_text, t
 from .viewer import show_scan
+from .cases import choose_case
 
 st = need('streamlit', extra='app')
 
@@ -119,13 +120,14 @@ class Choice:
         "What a result belongs to."
         if self.uploads:
             chosen = (self.named,) if self.named else ()
-            return tuple(u.file_id for u in self.uploads), self.together, self.frames, *chosen
+            sample = ('sample',) if self.sample else ()
+            return tuple(u.file_id for u in self.uploads), self.together, self.frames, *chosen, *sample
         return 'sample' if self.sample else None
 
 # %% ../../nbs/app/09_main.ipynb #c027
-def _use_sample():
-    "Take the built-in sample, with a new and empty uploader."
-    st.session_state.wants_sample,st.session_state.turn = True, st.session_state.get('turn', 0)+1
+def _use_sample(wanted=True):
+    "Take the built-in sample, beside the files of the visitor, or leave it when files are given."
+    st.session_state.wants_sample = wanted
 
 def _frames(names):
     "First and last frame, which the visitor may choose for a video."
@@ -147,11 +149,10 @@ def choose_scan()->Choice:
     "The uploader, the button of the sample, and questions on pictures and videos."
     left,right = st.columns([3,1], vertical_alignment='bottom')
     uploads = left.file_uploader(t('upload'), accept_multiple_files=True, help=t('upload_help'),
-                                 key=f"scan files {st.session_state.get('turn', 0)}")
+                                 key='scan files', on_change=_use_sample, args=(False,))
     right.button(t('sample'), icon=':material/neurology:', width='stretch', help=t('sample_help'), key='sample',
                  on_click=_use_sample)
     st.caption(t('upload_note'))
-    if uploads: st.session_state.wants_sample = False
     names = [u.name.lower() for u in uploads]
     return Choice(uploads, _together(names), _frames(names), st.session_state.get('wants_sample', False))
 
@@ -160,15 +161,19 @@ def segment_choice(
     segmenter:Segmenter,
     choice:Choice,
     bar, # Of Streamlit, to show the progress
+    known:dict|None=None, # Results of this visit, as in `segment_uploads`
 )->tuple[list,list]: # `Result`s and `Refusal`s
     "Segment what the visitor chose."
     def _on_progress(share, name): bar.progress(min(share, 1.), t('segmenting', what=name))
+    known,name,done = {} if known is None else known, t('sample_name'), ([], [])
     if choice.uploads:
-        return segment_uploads(segmenter, choice.uploads, together=choice.together, frames=choice.frames,
-                               named=dict(choice.named), on_progress=_on_progress)
-    name = t('sample_name')
-    sample = Found(sample_path(), ('sample',))
-    return [segment_found(segmenter, sample, name, on_progress=lambda share: _on_progress(share, name))], []
+        done = segment_uploads(segmenter, choice.uploads, together=choice.together, frames=choice.frames,
+                               named=dict(choice.named), known=known, on_progress=_on_progress)
+    if not choice.sample: return done
+    if (key := ('sample', segmenter.card.sha256)) not in known:
+        sample = Found(sample_path(), ('sample',))
+        known[key] = segment_found(segmenter, sample, name, on_progress=lambda share: _on_progress(share, name))
+    return [*done[0], known[key]], done[1]
 
 # %% ../../nbs/app/09_main.ipynb #c037
 def _computed(choice, key, segmenter_of):
@@ -178,7 +183,8 @@ def _computed(choice, key, segmenter_of):
         bar = st.progress(0., t('reading'))
         st.button(t('cancel'), icon=':material/close:', key='cancel', on_click=st.session_state.update,
                   kwargs=dict(cancelled=key))
-        with turn(lambda: bar.progress(0., t('waiting'))): found = segment_choice(segmenter_of(), choice, bar)
+        with turn(lambda: bar.progress(0., t('waiting'))): 
+            found = segment_choice(segmenter_of(), choice, bar, st.session_state.setdefault('known', {}))
     slot.empty()
     return found
 
@@ -191,46 +197,16 @@ def current_results(
     "Results of the current choice, computed once and kept for this visit."
     key,kept = (choice.key, (own.card if own else card).sha256), st.session_state.setdefault('kept', {})
     if key not in kept:
-        kept.clear()
-        if choice.key is None: return [], []
+        if choice.key is None: kept.clear(); st.session_state.known = {}; return [], []
         if st.session_state.get('cancelled')==key:
             st.button(t('again'), key='again', on_click=st.session_state.pop, args=('cancelled',))
             st.error(t('cancelled'))
-            return [], []
-        kept[key] = _computed(choice, key, lambda: own or shared_segmenter(card))
+            return st.session_state.get('cases', []), []
+        found = _computed(choice, key, lambda: own or shared_segmenter(card))
+        kept.clear(); kept[key] = found
+        now = {r.key for r in found[0]}
+        st.session_state.known = {k: r for k,r in st.session_state.known.items() if r.key in now}
     return kept[key]
-
-# %% ../../nbs/app/09_main.ipynb #c044
-def overview_csv(
-    results:list, # `Result`s
-)->str: # A row a scan
-    "Measurements of all scans for a spreadsheet."
-    rows = [dict(scan=r.name, volume_ml=r.found.volume_ml, lesion_px=r.found.stats['n_px'],
-                 slices=r.found.stats['n_slices'], of=r.found.scan.n_slices, pieces=r.found.stats['n_components'],
-                 confidence=r.found.confidence, warnings='; '.join(r.found.warnings)) for r in results]
-    file = io.StringIO()
-    out = csv.DictWriter(file, rows[0]); out.writeheader(); out.writerows(jsonable(rows))
-    return file.getvalue()
-
-# %% ../../nbs/app/09_main.ipynb #c046
-def _overview_row(result):
-    "A row of the table, as Markdown."
-    seg,s = result.found, result.found.stats
-    def _cell(v, spec): return '–' if v is None or v!=v else f(v, spec)
-    cells = (result.name, _cell(seg.volume_ml, '.1f'), f(s['n_px'], ','), f"{s['n_slices']} / {seg.scan.n_slices}",
-             s['n_components'], _cell(seg.confidence, '.2f'))
-    return '| '+' | '.join(map(str, cells))+' |'
-
-# %% ../../nbs/app/09_main.ipynb #47794bdd
-def overview(
-    results:list, # `Result`s
-):
-    "All scans of a visit in one table, which can be downloaded."
-    head = [t('scan'), t('lesion', unit='mL'), t('lesion', unit='px'), t('slices_found'), t('pieces'), t('confidence')]
-    with st.expander(t('all_scans', n=len(results))):
-        st.markdown('\n'.join(['| '+' | '.join(head)+' |', '|---'+'|--:'*5+'|', *map(_overview_row, results)]))
-        st.download_button(t('get_csv'), overview_csv(results), 'neuroseg.csv', 'text/csv', on_click='ignore',
-                           icon=':material/download:')
 
 # %% ../../nbs/app/09_main.ipynb #c050
 def icon(): # PIL image `(48,48)`, for the browser's tab
@@ -241,24 +217,40 @@ def icon(): # PIL image `(48,48)`, for the browser's tab
     return Image.fromarray(np.where(lesion[...,None], RED, np.where(head, 120, 255)[...,None]).astype(np.uint8))
 
 # %% ../../nbs/app/09_main.ipynb #c053
+def head():
+    "Name, purpose and notice, in one row."
+    row = st.container(horizontal=True, gap='medium', vertical_alignment='center')
+    row.title('NeuroSeg', anchor=False, width='content')
+    row.container(width='stretch').markdown(f"{t('tagline')}  \n**:material/warning: {t('notice')}**")
+
+def shown_cases(
+    results:list, # `Result`s
+):
+    "Note which cases there are; the page is drawn anew when they have changed, and shows the one that came."
+    state,now = st.session_state, [r.key for r in results]
+    before = [r.key for r in state.get('cases', [])]
+    state.cases = results
+    if now==before: return
+    state.wanted_case = next((k for k in now if k not in before), None)
+    st.rerun()
+
+# %% ../../nbs/app/09_main.ipynb #aeb2b52f
 def page_content():
     "The page, top to bottom."
     choose_language()
-    st.title('NeuroSeg', anchor=False)
-    st.markdown(f"{t('tagline')}  \n**:material/warning: {t('notice')}**")
+    head()
     try: card = shared_card()
     except NeurosegError as e: return st.error(safe_text(e.message))
-    own,choice = sidebar(card), choose_scan()
+    own = sidebar(card)
+    with st.expander(t('scans_here'), expanded=not st.session_state.get('cases')): choice = choose_scan()
     if not own and not LOADED: threading.Thread(target=load_ahead, args=(card,), daemon=True).start()
     named = choose_series(choice.uploads)
-    if named is None: return # the visitor chooses among the series of a DICOM study first
-    results,refusals = current_results(own, card, replace(choice, named=tuple(named.items())))
+    if named is None: results,refusals = st.session_state.get('cases', []), [] # the visitor chooses among series first
+    else: results,refusals = current_results(own, card, replace(choice, named=tuple(named.items())))
     for r in refusals: st.error(safe_text(r))
-    if not results: return _start(choice, refusals)
-    names = [r.name for r in results]
-    if len(names)==1: return show_scan(results[0])
-    overview(results)
-    show_scan(results[st.selectbox(t('scan'), range(len(names)), format_func=names.__getitem__, key='scan')])
+    shown_cases(results)
+    if results: return show_scan(choose_case(results), tuple(results))
+    if named is not None: _start(choice, refusals)
 
 # %% ../../nbs/app/09_main.ipynb #2553bb87
 def _start(choice, refusals):

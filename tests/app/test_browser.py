@@ -78,23 +78,31 @@ def server(card):
     for word in ('Traceback', 'anna', 'bert', 'slice_', 'neuroseg-'): assert word not in text, text
 
 
+PLAIN, WEBGL2 = ['--disable-gpu'], ['--use-gl=angle', '--use-angle=swiftshader', '--enable-unsafe-swiftshader']
+
+
 @pytest.fixture(scope='module')
 def chromium():
+    "Starts browsers: `PLAIN` has no WebGL2, `WEBGL2` has it by SwiftShader, without a graphics card."
     program = find_browser()
     if not program: pytest.skip('no Chromium here: apt install chromium, or run as root on Debian')
     from playwright.sync_api import sync_playwright
+    started = {}
     with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=program, args=['--no-sandbox', '--disable-gpu'])
-        yield browser
-        browser.close()
+        def _browser(flags=PLAIN):
+            if flags[0] not in started:
+                started[flags[0]] = p.chromium.launch(executable_path=program, args=['--no-sandbox', *flags])
+            return started[flags[0]]
+        yield _browser
+        for browser in started.values(): browser.close()
 
 
 @pytest.fixture
 def visit(chromium, server):
     "Open the page; which hosts it asks and what goes wrong in it is watched."
     contexts = []
-    def _visit(query='', **options):
-        context = chromium.new_context(**{'viewport': dict(width=1440, height=1100), 'accept_downloads': True,
+    def _visit(query='', flags=PLAIN, **options):
+        context = chromium(flags).new_context(**{'viewport': dict(width=1440, height=1100), 'accept_downloads': True,
                                           'locale': 'en-GB', **options})
         contexts.append(context)
         page = context.new_page()
@@ -278,11 +286,87 @@ def test_a_phone(visit, volume):
     assert axe(page) == []
 
 
+# The viewer in the browser -------------------------------------------------------------------------------------------
+
+def viewer(page):
+    "The frame of the viewer, once it shows a scan."
+    page.locator('iframe[title*="volume_viewer"]').first.wait_for()
+    frame = next(f for f in page.frames if 'volume_viewer' in f.url)
+    frame.wait_for_function("document.body.dataset.case && document.getElementById('readout').children.length")
+    return frame
+
+
+def at_voxel(frame): return frame.evaluate('voxel(left)')
+
+
+def wheel_to_picture(frame, n):
+    "Milliseconds from a turn of the wheel to the drawn picture, `n` times; the picture is read back, so it is drawn."
+    return frame.evaluate("""n => {
+        const gl = left.gl, canvas = gl.canvas, box = canvas.getBoundingClientRect(), took = []
+        for (let i = 0; i < n; i++) {
+            const start = performance.now()
+            canvas.dispatchEvent(new WheelEvent('wheel', { deltaY: i < n/2 ? 100 : -100, bubbles: true,
+                cancelable: true, clientX: box.left + box.width/6, clientY: box.top + box.height/2 }))
+            gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4))
+            took.push(performance.now() - start)
+        }
+        return took }""", n)
+
+
+def test_a_volume_is_scrolled_without_the_server(visit, tmp_path, capsys):
+    "155 slices: the wheel changes the slice, the server is not asked, and a picture takes a tenth of a second at most."
+    v = head((155, 240, 240))[0].astype(np.int16)
+    path = write_nifti(tmp_path/'carl_flair.nii.gz', v, dtype=np.int16)
+    page = visit(flags=WEBGL2, viewport=dict(width=1366, height=768))
+    give(page, {path.name: path.read_bytes()})
+    frame = viewer(page)
+    asked = []
+    page.on('request', lambda r: asked.append(r.url))
+    page.on('websocket', lambda w: asked.append(w.url))
+    x, y, z = at_voxel(frame)
+    took = wheel_to_picture(frame, 60)
+    frame.locator('#left').focus(); page.keyboard.press('ArrowUp')
+    assert at_voxel(frame)[2] != z and f'/ {len(v)}' in numbers(page)['Slices'] and asked == []
+    with capsys.disabled():
+        print(f' [wheel to picture: median {np.median(took):.0f} ms, worst {max(took):.0f} ms] ', end='')
+    assert np.median(took) <= 100, took
+    assert page.hosts <= {'localhost', ''} and page.faults == []
+
+
+def test_picture_and_numbers_are_seen_together(visit, volume):
+    page = visit(flags=WEBGL2, viewport=dict(width=1366, height=768))
+    give(page, {volume.name: volume.read_bytes()})
+    frame = viewer(page)
+    for box in (page.locator('[data-testid="stMetric"]').first, page.locator('iframe[title*="volume_viewer"]').first):
+        seen = box.bounding_box()
+        assert seen['y'] >= 0 and seen['y']+seen['height'] <= 768, seen
+    shown = frame.locator('#readout').inner_text()
+    assert 'of 12' in shown and ' mm' in shown and 'FLAIR' in shown and 'Probability' in shown
+    for view in ('axial', 'solid', 'beside', 'planes'):
+        frame.select_option('#view', view)
+        frame.wait_for_function('v => view.view === v', arg=view)
+        assert frame.locator('#right').is_visible() == (view == 'beside')
+        shoot(page, f'viewer_{view}')
+    assert axe(page) == [] and page.faults == []
+
+
+def test_the_viewer_on_a_french_phone(visit, volume):
+    page = visit(flags=WEBGL2, locale='fr-FR', viewport=dict(width=390, height=844), has_touch=True)
+    give(page, {volume.name: volume.read_bytes()})
+    frame = viewer(page)
+    assert 'coupe' in frame.locator('#readout').inner_text() and frame.evaluate('document.documentElement.lang') == 'fr'
+    picture, slider = (frame.locator(f'#{i}').bounding_box() for i in ('left', 'slice'))
+    assert slider['y'] + slider['height'] - picture['y'] < 844, 'the picture stands beside its slider'
+    assert page.evaluate('document.scrollingElement.scrollWidth') <= 390
+    shoot(page, 'viewer_phone')
+    assert axe(page) == [] and page.faults == []
+
+
 def test_cancel(chromium, tmp_path):
     "A long scan can be left, and started again; with the shipped model, which takes its time."
     big = write_nifti(tmp_path/'bert_flair.nii.gz', np.tile(head((20, 96, 80))[0], (4, 1, 1)))
     with serving(load_card().path, folder=tmp_path) as (port, _, log):
-        page = chromium.new_page()
+        page = chromium().new_page()
         page.set_default_timeout(60_000)
         page.goto(f'http://localhost:{port}')
         page.locator('[data-testid="stMain"] [data-testid="stFileUploader"]').first.wait_for()
