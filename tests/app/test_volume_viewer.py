@@ -52,7 +52,7 @@ def test_a_voxel_in_the_browser_is_where_the_scanner_saw_it(affine, tmp_path, se
         for z, y, x in np.random.default_rng(0).integers(0, v.shape, (20, 3)):
             mm = scan.affine @ [x, y, z, 1]
             there = tuple(np.rint(np.linalg.inv(sent.affine) @ mm)[:3].astype(int))
-            assert sent.get_fdata()[there] == pytest.approx(whole[z, y, x], abs=.01) # one of 65,536 steps
+            assert sent.get_fdata()[there] == pytest.approx(float(whole[z, y, x]), abs=.01) # one of 65,536 steps
     *_, k = start_voxel(result)
     areas = ras_volume(result.shown.turn(result.found.mask)).sum((0, 1))
     assert areas[k] == areas.max() > 0
