@@ -56,7 +56,7 @@ def bundle_metadata(
         changelog={f'{ours.version}.{card.version}': f'{card.name} {card.version}, by neuroseg {ours.version}'},
         monai_version=found['monai'], pytorch_version=found['torch'], numpy_version=found['numpy'],
         required_packages_version={ours.distribution: ours.version, 'onnxruntime': found['onnxruntime']},
-        optional_packages_version={}, supported_apps={},
+        supported_apps={},
         task='Segmentation of the FLAIR abnormality of a glioma in brain MRI',
         description='A network on axial slices, with neighbouring FLAIR slices as channels. Input: FLAIR, alone or '
                     f'with T1 before and after contrast. Weights as ONNX, without TorchScript or pickle. {NOTICE}',
