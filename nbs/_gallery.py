@@ -35,10 +35,11 @@ def figure_texts(
 def best_figure(
     run:Path, # Folder of a run of a study
 )->tuple: # Its PNG and what it shows; None twice where the run holds no figure
-    "The figure that stands for a study."
+    "The figure that stands for a study; none that shows sealed patients."
     study = run.parent.name
     texts = figure_texts(ROOT/f'nbs/studies/{study}.ipynb')
-    names = [n for n in (BEST.get(study), *texts) if n in texts and (run/f'figures/{n}.png').is_file()]
+    names = [n for n in (BEST.get(study), *texts)
+             if n in texts and 'sealed' not in n and (run/f'figures/{n}.png').is_file()]
     return (run/f'figures/{names[0]}.png', texts[names[0]]) if names else (None, None)
 
 
