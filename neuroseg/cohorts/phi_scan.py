@@ -142,8 +142,9 @@ def _text_kinds(data, suffix, search):
 
 # %% ../../nbs/cohorts/11_phi_scan.ipynb #b5f31dd9
 READERS = {PICTURES: lambda data: (('picture', 'file'), *picture_kinds(data)), SCANS: lambda data: [('scan', 'file')],
-           ('.onnx',): onnx_kinds, ('.safetensors',): safetensors_kinds, ('.npy', '.npz'): array_kinds,
-           ('.pdf',): _pdf_kinds, SEALED_FILES: lambda data: [('opaque file', 'file')]} # Endings to the reader
+           ('.onnx',): onnx_kinds, ('.safetensors', '.safetensors-rest'): safetensors_kinds,
+           ('.npy', '.npz'): array_kinds, ('.pdf',): _pdf_kinds,
+           SEALED_FILES: lambda data: [('opaque file', 'file')]} # Endings to the reader
 
 # %% ../../nbs/cohorts/11_phi_scan.ipynb #27dc771e
 def file_kinds(

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import ConfigError, merged, read_json, sha256_file
+from ..core import ConfigError, merged, read_json
 from ..segmentation.card import load_card, ModelCard
 from ..segmentation.result import Segmenter
-from ..cohorts.cases import patient_id
+from ..segmentation.torch_weights import torch_weights
+from ..cohorts.cohort_files import patient_id
 from ..cohorts.splits import case_folds, check_leakage
 from ..cohorts.privacy import pseudonym
 from ..cohorts.tables import read_rows
@@ -36,15 +37,8 @@ from .cross_validation import card_metrics, check_settings, keep_plan, RunOption
 def start_weights(
     card:ModelCard, # Of the model to start from
 )->Path: # `.safetensors`
-    "The file of the weights beside a model card, if it is the file that the card describes."
-    file, sha256 = card.path.with_suffix('.safetensors'), (card.facts.get('sha256') or {}).get('safetensors')
-    if not file.is_file():
-        raise ConfigError(f"`{file.name}` is missing beside `{card.path.name}`; fine-tuning needs the weights as "
-                          "safetensors, copy all three files of the model")
-    if sha256_file(file)!=sha256:
-        raise ConfigError(f"`{file.name}` is not the file that `{card.path.name}` describes (its SHA-256 differs); "
-                          "copy both again")
-    return file
+    "The file of the weights, if it is the file that the card describes."
+    return torch_weights(card)
 
 # %% ../../nbs/learn/11_finetune.ipynb #9985e5be
 # Where fine-tuning differs from the training before it: short, slow, and without a decision by validation scores

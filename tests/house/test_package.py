@@ -97,7 +97,9 @@ def test_wheel_holds_the_package_and_is_small(wheel, constants):
     "Every file of the package: modules of all folders, weights, sample, translations, py.typed."
     names = zipfile.ZipFile(wheel).namelist()
     assert wheel.stat().st_size <= constants['wheel_mb']*1e6
-    assert {n for n in tracked_files() if n.startswith('neuroseg/')} - set(names) == set()
+    # The weights for PyTorch are put together from the ONNX file and the rest: see segmentation/torch_weights
+    left_out = {n for n in tracked_files() if n.startswith('neuroseg/')} - set(names)
+    assert left_out == {'neuroseg/weights/neuroseg-lgg.safetensors'}
     assert {'neuroseg/py.typed', 'neuroseg/weights/LICENSE', 'neuroseg/scans/nifti.py'} <= set(names)
     assert any(n.endswith('.onnx') for n in names)
     assert all(n.startswith(('neuroseg/', 'neuroseg_mri-')) for n in names), 'only the package goes into the wheel'
@@ -157,6 +159,17 @@ mask = nib.load({str(tmp_path/'out'/'phantom'/'mask.nii.gz')!r})
 flair = nib.load({sample!r} + '/phantom_flair.nii.gz')
 print(mask.shape == flair.shape, np.allclose(mask.affine, flair.affine), int(np.asarray(mask.dataobj).sum()) > 0)"""
     assert run(base/BIN/f'python{EXE}', '-c', code, **elsewhere).split() == ['True']*3
+
+
+@pytest.mark.slow
+def test_base_install_gives_the_weights_for_training(base, elsewhere, root):
+    "Bit for bit the file of the clone, so a fine-tuning from the wheel is the one from the clone."
+    code = """from neuroseg.segmentation.card import load_card
+from neuroseg.segmentation.torch_weights import torch_weights
+print(torch_weights(load_card()))"""
+    env = elsewhere['env'] | dict(NEUROSEG_CACHE=str(elsewhere['cwd']/'cache'))
+    made = Path(run(base/BIN/f'python{EXE}', '-c', code, cwd=elsewhere['cwd'], env=env).strip())
+    assert made.read_bytes() == (root/'neuroseg/weights/neuroseg-lgg.safetensors').read_bytes()
 
 
 @pytest.mark.slow
