@@ -6,7 +6,8 @@ Docs: https://neuroseg.github.io/neuroseg/hospital/dicom_seg.html.md"""
 
 # %% auto #0
 __all__ = ['NAMESPACE', 'MANUFACTURER', 'LABEL', 'LESION_LAB', 'GLIOMA', 'MAY_BE_EMPTY', 'NEEDED', 'SHARED_GROUPS',
-           'SERIES_NUMBER', 'SourceSeries', 'source_series', 'derived_uid', 'result_key', 'algorithm', 'seg_dataset']
+           'SERIES_NUMBER', 'SourceSeries', 'source_series', 'derived_uid', 'result_key', 'algorithm', 'has_frame',
+           'seg_dataset']
 
 # %% ../../nbs/hospital/02_dicom_seg.ipynb #1d335a63
 import hashlib, uuid, warnings
@@ -107,10 +108,16 @@ MAY_BE_EMPTY = ('PatientID', 'PatientName', 'PatientBirthDate', 'PatientSex', 'A
                 'StudyDate', 'StudyTime', 'ReferringPhysicianName')
 NEEDED = ('SOPClassUID', 'SOPInstanceUID', 'StudyInstanceUID', 'SeriesInstanceUID', 'FrameOfReferenceUID')
 
-def _complete(images):
+def has_frame(
+    source:SourceSeries,
+)->bool: # Whether its images say in which space they lie (FrameOfReferenceUID), as a SEG must
+    "Whether a series can have a SEG: without a frame of reference a mask beside it has no place."
+    return all(ds.get('FrameOfReferenceUID') for ds in source.images)
+
+def _complete(images, needed=NEEDED):
     "Fill in what may be empty; `InputError` where a needed attribute is absent."
     for ds in images:
-        absent = [k for k in NEEDED if not ds.get(k)]
+        absent = [k for k in needed if not ds.get(k)]
         if absent:
             raise InputError(Message('dicom_source_incomplete', 'the series has no {absent}; a DICOM result needs it, '
                                      'export the series again with its identifiers', 'error',

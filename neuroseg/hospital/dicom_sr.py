@@ -12,11 +12,11 @@ __all__ = ['SCHEME', 'EXPECTED_DICE', 'N_COMPONENTS', 'INTENDED_USE', 'RESEARCH'
 import math, warnings
 from pathlib import Path
 
-from ..core import need
+from ..core import InputError, Message, need
 from ..segmentation.measurements import lesion_diameters
 from ..segmentation.result import Segmentation
-from .dicom_seg import (_complete, _identity, derived_uid, GLIOMA, MANUFACTURER, result_key,
-                                         seg_dataset, source_series, SourceSeries)
+from .dicom_seg import (_complete, _identity, derived_uid, GLIOMA, has_frame, MANUFACTURER, NEEDED,
+                                         result_key, seg_dataset, source_series, SourceSeries)
 
 # %% ../../nbs/hospital/03_dicom_sr.ipynb #f4157ee2
 SCHEME = '99NEUROSEG' # Of the codes that only this project defines
@@ -63,18 +63,22 @@ def _segment_reference(seg, source):
 
 # %% ../../nbs/hospital/03_dicom_sr.ipynb #aea859da
 def _group(result, seg, source, key):
-    "The measurements of the one segment of a SEG object."
+    "The measurements of the one segment of a SEG object; of the series itself where there is none."
     sr = need('highdicom.sr', extra='hospital')
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
     made_by = sr.AlgorithmIdentification(name=result.card.name, version=str(result.card.version),
                                          parameters=[f'threshold={result.threshold:g}'], manufacturer=MANUFACTURER)
-    return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+    said = dict(
         tracking_identifier=sr.TrackingIdentifier(uid=derived_uid('lesion', *key), identifier='lesion 1'),
-        referenced_segment=_segment_reference(seg, source), finding_type=Code(*GLIOMA),
-        algorithm_id=made_by, finding_sites=[sr.FindingSite(codes.SCT.Brain)],
+        finding_type=Code(*GLIOMA), algorithm_id=made_by, finding_sites=[sr.FindingSite(codes.SCT.Brain)],
         measurements=[sr.Measurement(name=n, value=round(v, 4), unit=u) for n,v,u in measured(result)],
         qualitative_evaluations=[sr.QualitativeEvaluation(name=Code(*INTENDED_USE), value=Code(*RESEARCH))])
+    if seg is not None:
+        return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+            referenced_segment=_segment_reference(seg, source), **said)
+    images = [sr.SourceImageForMeasurementGroup(ds.SOPClassUID, ds.SOPInstanceUID) for ds in source.images]
+    return sr.MeasurementsAndQualitativeEvaluations(source_images=images, **said)
 
 # %% ../../nbs/hospital/03_dicom_sr.ipynb #bd685500
 SR_SERIES_NUMBER = 9002 # Beside the SEG's
@@ -82,22 +86,24 @@ SR_SERIES_NUMBER = 9002 # Beside the SEG's
 def sr_dataset(
     result:Segmentation, # Of a DICOM series
     *,
-    seg=None, # Its SEG object; by default made by `seg_dataset`
+    seg=None, # Its SEG object; by default made by `seg_dataset`, where the series can have one
     source:SourceSeries|None=None, # By default found among the files of the result
 ): # highdicom Comprehensive3DSR, a pydicom data set
     "The measurements of a result as a DICOM SR (TID 1500), unverified and for research only."
     sr,source = need('highdicom.sr', extra='hospital'), source or source_series(result.files, result.scan)
     from pydicom.sr.codedict import codes
-    _complete(source.images)
+    _complete(source.images, [k for k in NEEDED if k!='FrameOfReferenceUID'])
     key = result_key(result, source)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning) # of names with one part, which anonymous series have
-        seg = seg_dataset(result, source=source) if seg is None else seg
+        if seg is None and has_frame(source): seg = seg_dataset(result, source=source)
+        objects = [] if seg is None else [seg]
         report = sr.MeasurementReport(observation_context=_observer(result), procedure_reported=codes.LN.BrainMRI,
                                       imaging_measurements=[_group(result, seg, source, key)])
-        return sr.Comprehensive3DSR(evidence=[*source.images, seg], content=report[0], is_complete=False,
+        return sr.Comprehensive3DSR(evidence=[*source.images, *objects], content=report[0], is_complete=False,
                                     is_final=False, is_verified=False, series_number=SR_SERIES_NUMBER,
-                                    **_identity(result, 'measurements', source, (*key, seg.SOPInstanceUID)))
+                                    **_identity(result, 'measurements', source,
+                                                (*key, *(o.SOPInstanceUID for o in objects))))
 
 # %% ../../nbs/hospital/03_dicom_sr.ipynb #7b9e6777
 def write_dicom(
@@ -107,9 +113,16 @@ def write_dicom(
     seg:bool=True, # Write `seg.dcm`
     sr:bool=False, # Write `sr.dcm`
     empty_frames:bool=False, # Also store slices without tumour in the SEG
-):
+)->list: # `Message` each: an object that its series does not allow, and why
     "Write a result's DICOM objects into its folder."
-    source = source_series(result.files, result.scan)
-    mask = seg_dataset(result, empty_frames=empty_frames, source=source)
-    if seg: mask.save_as(Path(folder)/'seg.dcm', enforce_file_format=True)
-    if sr: sr_dataset(result, seg=mask, source=source).save_as(Path(folder)/'sr.dcm', enforce_file_format=True)
+    source,mask,said = source_series(result.files, result.scan), None, []
+    def attempt(kind, make):
+        try: return make()
+        except InputError as e:
+            said.append(Message('dicom_not_written', 'no DICOM {kind} was written: {why}', kind=kind, why=e.message))
+    def make_seg(): return seg_dataset(result, empty_frames=empty_frames, source=source)
+    mask = attempt('SEG', make_seg) if seg or has_frame(source) else None
+    report = attempt('SR', lambda: sr_dataset(result, seg=mask, source=source)) if sr else None
+    for name,ds in dict(seg=mask if seg else None, sr=report).items():
+        if ds is not None: ds.save_as(Path(folder)/f'{name}.dcm', enforce_file_format=True)
+    return said

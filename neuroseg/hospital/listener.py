@@ -21,7 +21,7 @@ from ..core import atomic_dir, ConfigError, InputError, Message, need, NeurosegE
 from ..segmentation.result import Segmenter
 from .deidentify import deidentify
 from .delivery import Archive, deliver
-from .dicom_seg import seg_dataset, source_series
+from .dicom_seg import has_frame, seg_dataset, source_series
 from .dicom_sr import sr_dataset
 from .dimse import announced, Commitments
 from .jobs import Jobs
@@ -142,8 +142,10 @@ def _objects(self:Listener, study):
     check_one_patient(files)
     result = self.segmenter.segment(files)
     source = source_series(files, result.scan)
-    seg = seg_dataset(result, source=source)
-    made, at = {'seg.dcm': seg, 'sr.dcm': sr_dataset(result, seg=seg, source=source)}, self.folder/'results'/name
+    seg = seg_dataset(result, source=source) if has_frame(source) else None
+    if seg is None: self.say(study.uid, 'its FLAIR series has no FrameOfReferenceUID: the report is made, but no SEG')
+    made,at = dict(seg=seg, sr=sr_dataset(result, seg=seg, source=source)), self.folder/'results'/name
+    made = {f'{kind}.dcm': ds for kind,ds in made.items() if ds is not None}
     with atomic_dir(at/f'{study.generation}', replace=True) as tmp:
         for file,ds in made.items(): ds.save_as(tmp/file, enforce_file_format=True)
     return {str(ds.SOPInstanceUID): at/f'{study.generation}'/file for file,ds in made.items()}

@@ -227,7 +227,7 @@ def save(self:Segmentation,
     *,
     case:str|None=None, # Name of the case; by default the name of the folder
     replace:bool=False, # Whether the result of another scan may be replaced
-    also=(), # Functions of the result and its folder that write further files
+    also=(), # Functions of the result and its folder that write further files; the warnings that they return are kept
     settings:dict|None=None, # Stored in the report, for `resume.finished_report`
 )->dict: # The content of `report.json`
     "Write mask, preview and report, all or nothing; `OutputError` where that is not possible."
@@ -244,7 +244,7 @@ def save(self:Segmentation,
             for name,m in zip(scan.names, self.mask): write_mask_png(tmp/'masks'/f'{name}_mask.png', m)
         caption = f'{self.card.name} {self.card.version}. {NOTICE}'
         preview(scan, self.mask, caption=caption).save(tmp/'preview.png')
-        for write in also: write(self, tmp)
+        for write in also: said['warnings'] += [jsonable(m.facts) for m in write(self, tmp) or ()]
         said['files'] = sorted(f.relative_to(tmp).as_posix() for f in tmp.rglob('*') if f.is_file())
         write_json(tmp/'report.json', said)
     return said

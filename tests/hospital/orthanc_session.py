@@ -42,7 +42,8 @@ def orthanc(folder):
                   DicomPort=DICOM, HttpPort=HTTP, RemoteAccessAllowed=False, AuthenticationEnabled=False,
                   DicomModalities=dict(neuroseg=modality), DicomAlwaysAllowStore=True, DicomAlwaysAllowFind=True,
                   Plugins=[str(PLUGIN)], DicomWeb=dict(Enable=True, Root='/dicom-web/', EnableWado=False),
-                  OverwriteInstances=False, ConcurrentJobs=4)
+                  OverwriteInstances=False, ConcurrentJobs=4,
+                  DicomScuTimeout=120) # 10 s by default: on a busy machine the listener answers later
     (folder/'orthanc.json').write_text(json.dumps(config))
     with open(folder/'orthanc.log', 'w') as log:
         server = subprocess.Popen(['Orthanc', '--verbose', str(folder/'orthanc.json')], stdout=log, stderr=log)

@@ -1,6 +1,7 @@
 """A mask written as DICOM lies where it lay: read back by other programs, for every direction of slices."""
 import shutil, subprocess, sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pydicom
 
 from neuroseg.core import InputError
 from neuroseg.hospital.dicom_seg import seg_dataset, source_series
-from neuroseg.hospital.dicom_sr import sr_dataset
+from neuroseg.hospital.dicom_sr import sr_dataset, write_dicom
 from neuroseg.hospital.series import write_series
 from neuroseg.scans.phantom import sample_path
 from neuroseg.scans.reading import read_scan
@@ -102,8 +103,7 @@ def test_dcmqi_reads_the_same_world_mask(result, tmp_path):
 def test_dciodvfy_finds_no_error(result, tmp_path, kind):
     ds = sr_dataset(result) if kind=='sr' else seg_dataset(result, empty_frames='empty' in kind)
     ds.save_as(tmp_path/'out.dcm')
-    said = subprocess.run(['dciodvfy', tmp_path/'out.dcm'], capture_output=True, text=True, timeout=60)
-    assert [line for line in (said.stderr+said.stdout).splitlines() if line.startswith('Error')]==[]
+    assert _validated(tmp_path/'out.dcm')==[]
 
 def test_a_changed_mask_is_another_object(result):
     seg, changed = seg_dataset(result), replace(result, mask=result.mask & (np.arange(20)<5))
@@ -132,6 +132,33 @@ def test_an_object_without_an_examination_is_refused(tmp_path, model_result, tag
     scan = read_scan(tmp_path/'series')
     found = replace(model_result, mask=_mask(scan.shape), prob=_mask(scan.shape)*.9, scan=scan, files=files)
     with pytest.raises(InputError, match=f'has no {tag}'): seg_dataset(found.with_threshold(.5))
+
+def _validated(path):
+    "Errors that dciodvfy finds in a file; none where it is not installed."
+    if not shutil.which('dciodvfy'): return []
+    said = subprocess.run(['dciodvfy', path], capture_output=True, text=True, timeout=60)
+    return [line for line in (said.stderr+said.stdout).splitlines() if line.startswith('Error')]
+
+@pytest.mark.parametrize('tag,written', [('FrameOfReferenceUID', ['sr.dcm']), ('StudyInstanceUID', [])])
+def test_what_an_identifier_does_not_allow_is_told_and_the_rest_delivered(tmp_path, model_result, tag, written):
+    files = write_series(_scan(DIRECTIONS['oblique']), tmp_path/'series')
+    for f in files:
+        ds = pydicom.dcmread(f)
+        delattr(ds, tag)
+        ds.save_as(f)
+    scan = read_scan(tmp_path/'series')
+    found = replace(model_result, prob=_mask(scan.shape)*.9, scan=scan, files=files).with_threshold(.5)
+    said = found.save(tmp_path/'out', also=[partial(write_dicom, seg=True, sr=True)])
+    assert said['files']==['mask.nii.gz', 'preview.png', *written]
+    told = [w['text'] for w in said['warnings'] if w['code']=='dicom_not_written']
+    assert len(told)==2-len(written) and all(f'the series has no {tag};' in t for t in told)
+    assert told[0].startswith('no DICOM SEG was written: ')
+    for name in written:
+        ds = pydicom.dcmread(tmp_path/'out'/name)
+        assert _validated(tmp_path/'out'/name)==[]
+        assert {str(i.ReferencedSOPInstanceUID) for s in ds.CurrentRequestedProcedureEvidenceSequence
+                for r in s.ReferencedSeriesSequence for i in r.ReferencedSOPSequence}==set(
+                    source_series(files, scan).instance_uids)
 
 def test_attributes_that_may_be_empty_may_be_absent(tmp_path, model_result):
     files = write_series(_scan(DIRECTIONS['axial']), tmp_path/'series')

@@ -113,6 +113,18 @@ def purged(inbox):
     return inbox
 
 
+def test_a_series_without_a_frame_of_reference_gets_its_report(inbox):
+    "A SEG would have no place beside it."
+    listener, files, receive = inbox
+    for f in files:
+        ds = pydicom.dcmread(f)
+        del ds.FrameOfReferenceUID
+        ds.save_as(f)
+    assert receive(files).state=='done'
+    result, = listener.jobs.results()
+    assert pydicom.dcmread(result.path).Modality=='SR'
+
+
 def test_a_late_slice_makes_another_result(inbox):
     "The result of an incomplete study is replaced, with another identifier."
     listener, files, receive = inbox
