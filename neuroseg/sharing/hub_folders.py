@@ -9,7 +9,7 @@ __all__ = ['KNOWN_LICENCES', 'TAGS', 'USAGE', 'LARGE', 'SPACE', 'SPACE_PAGE', 'l
            'model_page', 'write_model', 'docker_sources', 'write_space', 'write_hub_folders']
 
 # %% ../../nbs/sharing/04_hub_folders.ipynb #d6b73d7e
-import re, shutil
+import re, tarfile, tempfile
 from pathlib import Path
 
 from ..core import atomic_dir, git_output, need, RunError, write_json
@@ -129,11 +129,10 @@ Code and documentation: {repository}
 """
 
 def docker_sources(
-    root:Path, # Of the repository
-)->list[str]: # Files and folders, from its root
-    "What the Dockerfile of a repository copies into the container."
-    lines = re.findall(r'^COPY (.+) \S+$', (root/'Dockerfile').read_text(encoding='utf-8'), re.M)
-    return [name for line in lines for name in line.split()]
+    dockerfile:str, # Its text
+)->list[str]: # Files and folders, from the root of the repository
+    "What a Dockerfile copies into the container."
+    return [name for line in re.findall(r'^COPY (.+) \S+$', dockerfile, re.M) for name in line.split()]
 
 # %% ../../nbs/sharing/04_hub_folders.ipynb #f4a524bd
 def write_space(
@@ -141,13 +140,13 @@ def write_space(
     folder:Path, # To make
     root:Path, # Of the repository
 ):
-    "The files of a Space: Dockerfile, what it copies, and a page."
-    tracked = git_output(root, 'ls-files', '--', 'Dockerfile', *docker_sources(root))
-    if not tracked: raise RunError('a Space is made from the files that git tracks, and git lists none; clone the '
-                                   'repository with git')
-    for name in tracked.splitlines():
-        (folder/name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root/name, folder/name)
+    "The files of a Space: the Dockerfile of the last commit, what it copies, and a page."
+    sources = docker_sources(git_output(root, 'show', 'HEAD:Dockerfile') or '')
+    with tempfile.TemporaryDirectory() as tmp:
+        packed = Path(tmp)/'source.tar'
+        if git_output(root, 'archive', f'--output={packed}', 'HEAD', 'Dockerfile', *sources) is None:
+            raise RunError('a Space is made from a commit, and git finds none here; clone the repository with git')
+        with tarfile.open(packed) as t: t.extractall(folder, filter='data')
     about = SPACE | licence_fields(card.facts['licence'])
     page = front_matter(about) + SPACE_PAGE.format(notice=NOTICE, repository=project().repository)
     large = LARGE + '*.nii.gz filter=lfs diff=lfs merge=lfs -text\n*.mo filter=lfs diff=lfs merge=lfs -text\n'
