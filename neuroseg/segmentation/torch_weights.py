@@ -79,7 +79,7 @@ def torch_weights(
                           "safetensors, copy all three files of the model")
     if beside.is_file(): file = beside
     else:
-        file = cache_dir()/'weights'/f'{sha256[:12]}-{beside.name}'
+        file = cache_dir()/'weights'/sha256[:12]/beside.name
         if not file.is_file() or sha256_file(file)!=sha256:
             with atomic_path(file) as tmp: tmp.write_bytes(with_onnx(rest.read_bytes(), card.onnx.read_bytes()))
     if sha256_file(file)!=sha256:

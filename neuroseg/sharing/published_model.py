@@ -16,6 +16,7 @@ from pathlib import Path
 from .. import __version__
 from ..core import ConfigError, InputError, package_dir, RunError, sha256_file
 from ..segmentation.card import DEFAULT_MODEL, load_card, ModelCard, weights_dir
+from ..segmentation.torch_weights import torch_weights
 from ..reports.stored_run import stored
 from ..reports.study_notebook import find_repo
 
@@ -107,6 +108,8 @@ def copy_model(
     shutil.copyfile(card.path, folder/card.path.name)
     for kind in KINDS:
         file,sha256 = card.path.with_suffix(f'.{kind}'), card.facts['sha256'].get(kind)
+        rest = card.path.with_suffix('.safetensors-rest') # of the shipped model, where pip installed it
+        if kind=='safetensors' and not file.is_file() and rest.is_file(): file = torch_weights(card)
         if not sha256 or not file.is_file(): continue
         shutil.copyfile(file, folder/file.name)
         copied[file.name] = sha256_file(folder/file.name)
