@@ -120,14 +120,15 @@ def lost_slice(
 # %% ../../nbs/scans/17_dicom_folder.ipynb #df029
 ALMOST = ('SeriesNumber', 'SeriesDescription', 'Rows', 'Columns', 'RepetitionTime', 'EchoTime', 'InversionTime')
 
+def _is_left(one, s):
+    "Whether a series of one file lies beside another of the same patient, and has all but one of `ALMOST` in common."
+    if len(s.files)+len(s.damaged)<2 or one.files[0].parent not in {f.parent for f in s.files}: return False
+    if all(one.get(k)!=s.get(k) for k in ('PatientID', 'StudyInstanceUID')): return False
+    if one.get('SeriesNumber', s.get('SeriesNumber')) is None: return False
+    return sum(one.get(k)==s.get(k) for k in ALMOST)>=len(ALMOST)-1
+
 def left_series(
-    series:list, # `Series` of one examination
+    series:list, # `Series` of all examinations
 )->list: # Of pairs: a `Series`, and another of one file, which is probably one of its slices
-    "Single files that name another series, yet lie beside it and have all but one of `ALMOST` in common with it."
-    pairs = []
-    for one in (s for s in series if len(s.files)==1):
-        for s in (s for s in series if len(s.files)>1 and one.files[0].parent in {f.parent for f in s.files}):
-            same = [one.get(k)==s.get(k) for k in ALMOST]
-            if sum(same)>=len(ALMOST)-1 and one.get('SeriesNumber', s.get('SeriesNumber')) is not None:
-                pairs.append((s, one))
-    return pairs
+    "Slices whose SeriesInstanceUID, damaged, names another series."
+    return [(s, one) for one in series if len(one.files)==1 for s in series if s is not one and _is_left(one, s)]

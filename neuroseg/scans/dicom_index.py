@@ -319,9 +319,8 @@ def _refuse_damaged(unreadable, found):
         if those==[]:
             for study in _owners(f, found): study.unreadable.append(lost_slice([(f, said)]))
     left = Message('left_series', 'it names another series than the files beside it', 'note')
-    for study in found:
-        for s,one in left_series(study.series):
-            for both in (s, one): both.damaged.append((one.files[0], left))
+    for s,one in left_series(every):
+        for both in (s, one): both.damaged.append((one.files[0], left))
     for s in every: # a larger step only shows that a slice is missing; the file says which
         if s.damaged and (s.fault is None or s.fault.code in ('uneven_slices', 'two_slices')):
             s.fault = lost_slice(s.damaged)
