@@ -149,12 +149,14 @@ def _files_of(source):
     if isinstance(source, list): return [Path(f) for f in source]
     return [p for p in source.rglob('*') if p.is_file()] if source.is_dir() else [source]
 
+# %% ../../nbs/app/01_uploads.ipynb #07d8acda
 def _refuse_files(files):
     "`InputError` for more files or megabytes than are segmented in one visit."
     total_mb = sum(f.stat().st_size for f in files)/1e6
     if len(files)>MAX_FILES or total_mb>MAX_SCAN_MB:
-        raise InputError(Message('chosen_too_large', 'what is to be segmented has {n_files} files of {total_mb:.0f} MB, '
-            'more than the {max_files} files or {max_mb} MB allowed; choose fewer series, or use `neuroseg predict`',
+        raise InputError(Message('chosen_too_large',
+            'what is to be segmented has {n_files} files of {total_mb:.0f} MB, '
+            'more than the {max_files} files or {max_mb} MB allowed; choose fewer series or files, or use `neuroseg predict`',
             'error', n_files=len(files), total_mb=total_mb, max_files=MAX_FILES, max_mb=MAX_SCAN_MB))
 
 def check_size(
