@@ -1,7 +1,8 @@
 # NeuroSeg in a container, with the shipped model inside:
 #
 #   docker build -t neuroseg .
-#   docker run --rm --read-only --tmpfs /tmp:size=2g --memory 6g -p 127.0.0.1:8501:8501 neuroseg
+#   docker run --rm --read-only --tmpfs /tmp:size=2g --memory 6g -e NEUROSEG_MAX_UPLOAD_MB=300 \
+#     -p 127.0.0.1:8501:8501 neuroseg
 #
 # Read-only, with uploads in a memory-backed /tmp that vanishes with the container; reachable from this machine only.
 # Put a login in front before others may reach it: docs, "Serve the application".
