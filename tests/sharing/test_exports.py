@@ -155,12 +155,13 @@ def test_the_client_of_kaggle_accepts_the_metadata(exported, tmp_path, monkeypat
         api.kernels_push(str(tmp_path/'k'/'kernel'))
 
 
-def test_the_notebook_for_kaggle_runs(exported, tmp_path):
+@pytest.mark.slow
+def test_the_notebook_for_kaggle_runs(tmp_path):
     "On a synthetic cohort in Kaggle's folders, in a kernel of Jupyter."
     papermill = pytest.importorskip('papermill')
     from neuroseg.scans.phantom import write_phantom_lgg
     from neuroseg.sharing.kaggle_folders import demo_notebook
-    write_phantom_lgg(tmp_path/'input'/'lgg-mri-segmentation'/'kaggle_3m', n_patients=2, n_slices=10, size_px=96)
+    write_phantom_lgg(tmp_path/'input'/'lgg-mri-segmentation', n_patients=2, n_slices=10, size_px=96)
     (tmp_path/'working').mkdir()
     nb = tmp_path/'kernel.ipynb'
     nb.write_text(json.dumps(demo_notebook(home=str(tmp_path))))
