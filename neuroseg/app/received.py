@@ -183,6 +183,7 @@ def _header_end(data):
     end = f.tell()
     return (end, uid) if syntax!=DEFLATED and data[end:end+2] in PIXEL_TAGS and end+PIXEL_HEAD<=len(data) else None
 
+# %% ../../nbs/app/12_received.ipynb #195b537a
 def _dicom_head(z, info):
     "Header of a DICOM file in an archive and its SOPInstanceUID; two None where the file is to be unpacked whole."
     data = b''
@@ -214,6 +215,7 @@ def _write_head(dest, head, info):
         f.truncate(max(info.file_size, len(head)))
     return len(head)
 
+# %% ../../nbs/app/12_received.ipynb #b5ea1b16
 def _write_all(path, folder, head_of):
     "Write the files of an archive, those that `head_of` gives a header of up to their pixels only."
     path,folder,left,uids = Path(path), Path(folder), MAX_UNPACKED_MB*10**6, {}
@@ -228,6 +230,7 @@ def _write_all(path, folder, head_of):
             if first!=dest: left -= _write_entry(z, places[first], first, path.name, left)
     return folder
 
+# %% ../../nbs/app/12_received.ipynb #e389094f
 def unpack(
     path, # Zip file
     folder, # Where its files are written; made if it does not exist

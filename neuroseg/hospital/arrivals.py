@@ -20,6 +20,7 @@ MAX_OBJECT_BYTES = 500_000_000 # Four times an enhanced MR series of 400 frames
 LOOK_BYTES = 16_000_000 # Between two looks at the free disk
 PARTIAL = Path('incoming', 'partial') # Where objects grow, in the folder of the listener
 
+# %% ../../nbs/hospital/11_arrivals.ipynb #df18a1aa
 class Arriving:
     "A new file that their owner alone can read, in the folder of half objects; `refused` once it was given up."
     def __init__(self,
@@ -33,30 +34,40 @@ class Arriving:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.file = open(os.open(self.path, os.O_CREAT|os.O_WRONLY|os.O_EXCL, 0o600), 'wb', buffering=2**20)
         except OSError: self.drop()
-    def write(self, part):
-        "Add a piece."
-        if self.refused: return
-        self.size += len(part)
-        try:
-            if self.size>MAX_OBJECT_BYTES: raise OSError(errno.EFBIG, 'larger than any object that is taken')
-            self._look()
-            self.file.write(part)
-        except OSError: self.drop()
-    def _look(self):
-        "`OSError` where the disk is too full, looked up from time to time."
-        if self.size-self.looked_at<LOOK_BYTES: return
-        if shutil.disk_usage(self.path.parent).free<self.least_free: raise OSError(errno.ENOSPC, 'the disk is full')
-        self.looked_at = self.size
-    def close(self):
-        "No more pieces come."
-        try: self.file and self.file.close()
-        except OSError: self.drop()
-    def drop(self):
-        "Delete what was written."
-        self.refused = True
-        try: self.file and self.file.close()
-        except OSError: pass # what is in its buffer cannot be written, and need not be
-        self.path.unlink(missing_ok=True)
+
+# %% ../../nbs/hospital/11_arrivals.ipynb #8e13bdb1
+@patch
+def write(self:Arriving, part):
+    "Add a piece."
+    if self.refused: return
+    self.size += len(part)
+    try:
+        if self.size>MAX_OBJECT_BYTES: raise OSError(errno.EFBIG, 'larger than any object that is taken')
+        self._look()
+        self.file.write(part)
+    except OSError: self.drop()
+
+@patch
+def _look(self:Arriving):
+    "`OSError` where the disk is too full, looked up from time to time."
+    if self.size-self.looked_at<LOOK_BYTES: return
+    if shutil.disk_usage(self.path.parent).free<self.least_free: raise OSError(errno.ENOSPC, 'the disk is full')
+    self.looked_at = self.size
+
+# %% ../../nbs/hospital/11_arrivals.ipynb #50e4aaa5
+@patch
+def close(self:Arriving):
+    "No more pieces come."
+    try: self.file and self.file.close()
+    except OSError: self.drop()
+
+@patch
+def drop(self:Arriving):
+    "Delete what was written."
+    self.refused = True
+    try: self.file and self.file.close()
+    except OSError: pass # what is in its buffer cannot be written, and need not be
+    self.path.unlink(missing_ok=True)
 
 # %% ../../nbs/hospital/11_arrivals.ipynb #5831658f
 C_STORE_REQUEST = 0x0001 # Command field, PS3.7 annex E
