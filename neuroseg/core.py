@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from datetime import datetime, UTC
 from pathlib import Path
 
-import numpy as np
 from fastcore.basics import patch
 
 # %% ../nbs/00_core.ipynb #c007
@@ -164,6 +163,7 @@ def seed_everything(
 ):
     "Seed `random`, numpy, and torch if it has been imported."
     random.seed(seed)
+    import numpy as np # not at the start of the module, where `neuroseg --help` would wait for it
     np.random.seed(seed)
     if 'torch' in sys.modules: sys.modules['torch'].manual_seed(seed)
 
@@ -178,9 +178,10 @@ def sha256_file(
 
 # %% ../nbs/00_core.ipynb #c046
 def sha256_array(
-    a:np.ndarray, # Numbers or booleans, any shape and memory layout
+    a, # Array of numbers or booleans, any shape and memory layout
 )->str: # 64 hexadecimal digits
     "Fingerprint of an array's values, type and shape."
+    import numpy as np
     a = np.asarray(a)
     if a.dtype.hasobject: raise InputError(f"an array of {a.dtype} has no fingerprint; convert it to numbers first")
     a = a.astype(a.dtype.newbyteorder('<'), copy=False)
@@ -264,7 +265,8 @@ def jsonable(
     if isinstance(obj, dict): return {str(k): jsonable(v) for k,v in obj.items()}
     if isinstance(obj, (set, frozenset)): return sorted(jsonable(o) for o in obj)
     if isinstance(obj, (list, tuple)): return [jsonable(o) for o in obj]
-    if isinstance(obj, (np.ndarray, np.generic)): return jsonable(obj.tolist())
+    np = sys.modules.get('numpy') # nothing is of numpy before somebody has loaded it
+    if np and isinstance(obj, (np.ndarray, np.generic)): return jsonable(obj.tolist())
     if isinstance(obj, float): return obj if math.isfinite(obj) else None
     if obj is None or isinstance(obj, (bool, int, str)): return obj
     if isinstance(obj, Path): return obj.as_posix()

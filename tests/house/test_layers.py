@@ -195,6 +195,14 @@ def test_the_base_install_starts_light(root):
     assert set(run.stdout.split()) & HEAVY == set()
 
 
+def test_the_command_line_starts_without_numpy(root):
+    "Half of the time that `neuroseg --help` would take."
+    code = 'import neuroseg.cli, sys; print(*sys.modules)'
+    run = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert {'numpy', 'onnxruntime', 'nibabel', 'pydicom', 'PIL'} & set(run.stdout.split()) == set()
+
+
 # Imports each module as if it were the first of the package; other libraries stay loaded, or it would take minutes
 ALONE = '''
 import importlib, json, sys

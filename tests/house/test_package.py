@@ -121,13 +121,18 @@ def test_base_install_is_small_and_has_no_torch(base, elsewhere, constants, caps
 
 @pytest.mark.slow
 def test_help_is_quick(tool, elsewhere, constants):
+    "By the processor's time where the system tells it: a build server runs other things beside."
+    try: from resource import getrusage, RUSAGE_CHILDREN
+    except ImportError: now = time.perf_counter # Windows
+    else:
+        def now(): return sum(getrusage(RUSAGE_CHILDREN)[:2])
     def seconds():
-        start = time.perf_counter()
+        start = now()
         assert 'predict' in run(tool, '--help', **elsewhere)
-        return time.perf_counter() - start
+        return now() - start
     seconds() # the first start compiles
-    # Twice the bound of a quiet machine: a build server runs other things beside
-    assert min(seconds() for _ in range(3)) <= 2*constants['help_s']
+    # Twice the bound, which is that of a quiet machine of today
+    assert min(seconds() for _ in range(5)) <= 2*constants['help_s']
 
 
 @pytest.mark.slow
