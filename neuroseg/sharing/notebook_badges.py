@@ -27,8 +27,8 @@ def badges(
     colab = f'https://colab.research.google.com/github/{on_github}/blob/{BRANCH}/{name}'
     kaggle = f'https://kaggle.com/kernels/welcome?src={repository}/blob/{BRANCH}/{name}'
     picture = 'https://colab.research.google.com/assets/colab-badge.svg'
-    return (f'[![Open in Colab]({picture})]({colab})\n'
-            f'[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]({kaggle})')
+    return (f'[![Open-in-Colab]({picture})]({colab})\n'
+            f'[![Open-in-Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)]({kaggle})')
 
 # %% ../../nbs/sharing/06_notebook_badges.ipynb #96549588
 INSTALL = """#| hide
