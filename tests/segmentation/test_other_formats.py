@@ -36,9 +36,9 @@ def text(v): return ' '.join(f'{x:.9f}' for x in np.ravel(v))
 def metaimage(path):
     "MHA, or MHD with the voxels in a second file."
     apart = path.suffix == '.mhd'
-    head = (f'ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = False\n'
-            f'TransformMatrix = {text(DIRECTIONS.T)}\nOffset = {text(ORIGIN)}\nElementSpacing = {text(SPACING)}\n'
-            f'DimSize = 40 44 6\nElementType = MET_SHORT\nElementDataFile = {"voxels.raw" if apart else "LOCAL"}\n')
+    head = (f'ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\n'
+            f'CompressedData = False\nTransformMatrix = {text(DIRECTIONS.T)}\nOffset = {text(ORIGIN)}\n'
+            f'ElementSpacing = {text(SPACING)}\nDimSize = 40 44 6\nElementType = MET_SHORT\nElementDataFile = {"voxels.raw" if apart else "LOCAL"}\n')
     if apart: (path.parent/'voxels.raw').write_bytes(VOLUME.tobytes())
     path.write_bytes(head.encode() + (b'' if apart else VOLUME.tobytes()))
 
@@ -49,7 +49,7 @@ def nrrd(path, space='left-posterior-superior'):
     axes = ' '.join('('+','.join(f'{x:.9f}' for x in signs*d)+')' for d in (DIRECTIONS*SPACING).T)
     head = (f'NRRD0005\ntype: short\ndimension: 3\nspace: {space}\nsizes: 40 44 6\nspace directions: {axes}\n'
             f'kinds: domain domain domain\nendian: little\nencoding: raw\n'
-            f'space origin: ({",".join(map(str, signs*ORIGIN))})\n' + 'data file: voxels.raw\n'*apart + '\n'*(not apart))
+            f'space origin: ({",".join(map(str, signs*ORIGIN))})\n' + ('data file: voxels.raw\n' if apart else '\n'))
     if apart: (path.parent/'voxels.raw').write_bytes(VOLUME.tobytes())
     path.write_bytes(head.encode() + (b'' if apart else VOLUME.tobytes()))
 
@@ -60,8 +60,8 @@ def pair(path): nib.save(nib.Nifti1Pair(VOLUME.T, AFFINE), path)
 
 
 KINDS = [('a.mha', metaimage), ('a.mhd', metaimage), ('a.MHA', metaimage), ('a.nrrd', nrrd), ('b.nrrd', nrrd_ras),
-         ('a.NRRD', nrrd), ('a.nhdr', nrrd), ('a.mgz', freesurfer), ('a.mgh', freesurfer), ('a.hdr', pair), ('a.img', pair),
-         ("Anna's scan $1.mgz", freesurfer)]
+         ('a.NRRD', nrrd), ('a.nhdr', nrrd), ('a.mgz', freesurfer), ('a.mgh', freesurfer), ('a.hdr', pair),
+         ('a.img', pair), ("Anna's scan $1.mgz", freesurfer)]
 
 
 def command_for(path):
