@@ -38,7 +38,8 @@ def metaimage(path):
     apart = path.suffix == '.mhd'
     head = (f'ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\n'
             f'CompressedData = False\nTransformMatrix = {text(DIRECTIONS.T)}\nOffset = {text(ORIGIN)}\n'
-            f'ElementSpacing = {text(SPACING)}\nDimSize = 40 44 6\nElementType = MET_SHORT\nElementDataFile = {"voxels.raw" if apart else "LOCAL"}\n')
+            f'ElementSpacing = {text(SPACING)}\nDimSize = 40 44 6\nElementType = MET_SHORT\n'
+            f'ElementDataFile = {"voxels.raw" if apart else "LOCAL"}\n')
     if apart: (path.parent/'voxels.raw').write_bytes(VOLUME.tobytes())
     path.write_bytes(head.encode() + (b'' if apart else VOLUME.tobytes()))
 
