@@ -201,7 +201,7 @@ def _send_large(files, port):
             'print(json.dumps([link.send_c_store(f).Status for f in sys.argv[4:]]))\nlink.release()')
     words = [sys.executable, '-c', code, port, EnhancedMRImageStorage, ExplicitVRLittleEndian, *files]
     said = subprocess.run([str(w) for w in words], capture_output=True, text=True, timeout=300)
-    return json.loads(said.stdout)
+    return json.loads(said.stdout or 'null')
 
 
 def test_the_memory_does_not_grow_with_what_arrives(tmp_path):
@@ -233,6 +233,30 @@ def test_an_object_that_is_too_large_is_refused_and_the_next_one_taken(tmp_path,
     try: assert _send_large([large, small, large], port_of(server))==[NO_ROOM, SUCCESS, NO_ROOM]
     finally: server.shutdown()
     assert jobs.status()['slices']==1 and not _half(jobs)
+
+
+def test_a_kill_while_an_object_arrives_leaves_nothing_half(tmp_path):
+    "SIGKILL when a part of it is on disk: no row, no file with its name, and the next start deletes the part."
+    from neuroseg.hospital.listener import Listener
+    folder, large = tmp_path/'inbox', _multi_frame(tmp_path/'large.dcm', 1, size_mb=60)
+    code = ('import sys, time\nfrom neuroseg.hospital.jobs import Jobs\n'
+            'from neuroseg.hospital.receiver import Address, port_of, serve\n'
+            'print(port_of(serve(Jobs(sys.argv[1]), Address("NEUROSEG", 0), senders=["MR1"])), flush=True)\n'
+            'time.sleep(600)')
+    receiver = subprocess.Popen([sys.executable, '-c', code, str(folder)], stdout=subprocess.PIPE, text=True)
+    port, said = int(receiver.stdout.readline()), []
+    sender = threading.Thread(target=lambda: said.append(_send_large([large], port)), daemon=True)
+    def half(): return [f for f in (folder/arrivals.PARTIAL).glob('*') if f.stat().st_size>1_000_000]
+    try:
+        sender.start()
+        assert wait_for(half, 120, pause_s=.01)
+    finally:
+        receiver.kill()
+        receiver.wait()
+    assert half() and half()[0].stat().st_size<large.stat().st_size
+    listener = Listener(folder, Address('NEUROSEG', 0), ('MR1',), log=open(os.devnull, 'w'), threads=1)
+    assert (listener.jobs.studies(), listener.sweep())==([], 1)
+    assert not [f for f in (folder/'incoming').rglob('*') if f.is_file()]
 
 
 def test_a_disk_that_is_too_full_is_told_while_the_object_comes(tmp_path):
