@@ -52,6 +52,13 @@ def _refusals(repo, name):
     except (errors.HTTPError, OSError, ValueError) as e: raise InputError(_said(e, errors, repo, name)) from e
 
 # %% ../../nbs/segmentation/12_hub.ipynb #04ddea6d
+def _client():
+    "The client of Hugging Face, without its reports of use and its bars."
+    hub,settings,bars = (need(f'huggingface_hub{part}', extra='sharing') for part in ('', '.constants', '.utils'))
+    settings.HF_HUB_DISABLE_TELEMETRY = True # or it names torch's version, and fetches a list of other programs
+    bars.disable_progress_bars()
+    return hub
+
 def _endpoint(): return os.environ.get('HF_ENDPOINT') or None # A mirror, or a stand-in
 
 def _metadata(hub, repo, name, revision):
@@ -67,10 +74,9 @@ def fetch_file(
     max_mb:float, # Largest size, in MB (10**6 bytes)
 )->Path: # In the cache
     "A file of a repository at a commit, from the cache or from Hugging Face."
-    hub,cache = need('huggingface_hub', extra='sharing'), cache_dir()/'hub'
+    hub,cache = _client(), cache_dir()/'hub'
     kept = hub.try_to_load_from_cache(repo, name, cache_dir=cache, revision=commit)
     if isinstance(kept, str): return Path(kept)
-    hub.utils.disable_progress_bars()
     with _refusals(repo, name):
         mb = (_metadata(hub, repo, name, commit).size or 0)/1e6
         if mb>max_mb: raise InputError(f'`{name}` of hf://{repo} has {mb:.0f} MB, more than the {max_mb:g} allowed; '
@@ -107,7 +113,7 @@ def pinned_commit(
 )->str: # The commit, 40 hexadecimal digits
     "A revision that cannot move; `ConfigError` for a branch or a tag, with the commit that it stands for."
     if re.fullmatch('[0-9a-f]{40}', revision): return revision
-    hub = need('huggingface_hub', extra='sharing')
+    hub = _client()
     with _refusals(repo, CONFIG): now = _metadata(hub, repo, CONFIG, revision or 'main').commit_hash
     raise ConfigError(f"`{revision or 'main'}` of hf://{repo} may change; name the commit that it stands for now: "
                       f"hf://{repo}@{now}")
