@@ -6,7 +6,7 @@ const say = (type, more) =>
   window.parent.postMessage({ isStreamlitMessage: true, type: 'streamlit:' + type, ...more }, '*')
 const answer = value => say('setComponentValue', { value, dataType: 'json' })
 const RED = [213, 60, 40], BLUE = [0, 114, 178], GREEN = [0, 158, 115], ORANGE = [230, 159, 0]
-const KEPT = 24 // files that stay decoded in the browser
+const KEPT = 16 // files that stay decoded in the browser, those used last
 const files = new Map(), views = new Map() // by address; by case
 let args = null, texts = {}, shown = null, view = null, left = null, right = null, drawn = 0
 
@@ -16,17 +16,20 @@ function media(url) { // the page may lie below a path of a reverse proxy
   return window.location.pathname.split('/component/')[0] + url
 }
 
+function kept(key, make) { // a promise; made again only when it was not used for long, or has failed
+  const found = files.get(key) ?? make()
+  files.delete(key); files.set(key, found)
+  found.catch(() => files.delete(key))
+  for (const old of [...files.keys()].slice(0, Math.max(0, files.size - KEPT))) files.delete(old)
+  return found
+}
+
 function image(url, [low, high], colours = 'gray') {
-  if (!files.has(url)) {
-    files.set(url, (async () => {
-      const got = await fetch(media(url))
-      if (!got.ok) throw new Error(`${got.status}`)
-      return NVImage.new(await got.arrayBuffer(), 'volume.nii.gz', colours, 1, null, low, high)
-    })())
-    files.get(url).catch(() => files.delete(url))
-    for (const old of [...files.keys()].slice(0, Math.max(0, files.size - KEPT))) files.delete(old)
-  }
-  return files.get(url)
+  return kept(url, async () => {
+    const got = await fetch(media(url))
+    if (!got.ok) throw new Error(`${got.status}`)
+    return NVImage.new(await got.arrayBuffer(), 'volume.nii.gz', colours, 1, null, low, high)
+  })
 }
 
 function labels(img, colours) { // colour of each label, from 1
@@ -40,15 +43,13 @@ function labels(img, colours) { // colour of each label, from 1
 
 const maskOf = (url, colour) => image(url, [0, 1], 'red').then(img => labels(img, [colour]))
 
-async function differenceOf(spec) {
-  const key = spec.mask + ' ' + spec.truth
-  if (!files.has(key)) {
+function differenceOf(spec) {
+  return kept(spec.mask + ' ' + spec.truth, async () => {
     const [mask, truth] = await Promise.all([image(spec.mask, [0, 1], 'red'), image(spec.truth, [0, 1], 'red')])
     const both = mask.clone()
     both.img = mask.img.map((m, i) => m ? (truth.img[i] ? 1 : 2) : (truth.img[i] ? 3 : 0))
-    files.set(key, Promise.resolve(labels(both, [BLUE, ORANGE, GREEN])))
-  }
-  return files.get(key)
+    return labels(both, [BLUE, ORANGE, GREEN])
+  })
 }
 
 function layerOf(spec, layer) { // the image on top of a scan, or null
@@ -82,10 +83,11 @@ async function fill(nv, spec, sequence, layer) { // give a canvas a scan and a l
   const wanted = top ? [base, top] : [base]
   if (nv.volumes.length === wanted.length && wanted.every((v, i) => nv.volumes[i] === v)) return
   const at = nv.volumes.length ? [...nv.scene.crosshairPos] : null
-  nv.volumes = []
-  for (const v of wanted) nv.addVolume(v)
-  nv.setIsOrientationTextVisible(spec.sides)
-  if (at) nv.scene.crosshairPos = at
+  nv.volumes = wanted; nv.back = base; nv.overlays = wanted.slice(1)
+  nv.uploaded = ''
+  nv.opts.isOrientationTextVisible = spec.sides
+  nv.scene.crosshairPos = at ?? fraction(nv, spec.start)
+  settings(nv) // gives the graphics card both images at once, before anything is drawn
 }
 
 function fraction(nv, voxel) { return [0, 1, 2].map(a => (voxel[a] + 0.5) / dims(nv)[a]) }
@@ -121,9 +123,8 @@ async function draw() {
     await fill(right, spec, view.sequence, layer)
   }
   if (turn !== drawn) return
+  left.scene.crosshairPos = view.at ?? fraction(left, shown.start)
   for (const nv of two ? [left, right] : [left]) settings(nv)
-  if (view.at) left.scene.crosshairPos = view.at
-  else left.scene.crosshairPos = fraction(left, shown.start)
   if (view.pan) left.scene.pan2Dxyzmm = view.pan
   left.resizeListener(); if (two) right.resizeListener()
   bars(); moved(left)
@@ -142,8 +143,10 @@ function settings(nv) {
   nv.volumes[0].opacity = solid ? 0.5 : 1
   const [low, high] = view.windows[view.sequence] ?? source().window
   nv.volumes[0].cal_min = low; nv.volumes[0].cal_max = high
+  const now = [low, high, nv.overlayOutlineWidth, ...nv.volumes.map(v => v.opacity)].join(' ')
+  if (now !== nv.uploaded) nv.updateGLVolume()
+  nv.uploaded = now
   nv.setSliceType(TYPE[view.view])
-  nv.updateGLVolume()
 }
 
 function source() { return shown.volumes.find(v => v.id === view.sequence) ?? shown.volumes[0] }
@@ -157,7 +160,7 @@ function moved(nv) { // one crosshair for both canvases, the readout and the sli
     other.scene.crosshairPos = other.mm2frac(nv.frac2mm(nv.scene.crosshairPos))
     other.scene.pan2Dxyzmm = [...nv.scene.pan2Dxyzmm]
     const window_ = `${nv.volumes[0].cal_min} ${nv.volumes[0].cal_max}`
-    if (other.volumes[0] === nv.volumes[0] && other.drawnWindow !== window_) other.updateGLVolume()
+    if (other.volumes[0] === nv.volumes[0] && (other.drawnWindow ?? window_) !== window_) other.updateGLVolume()
     other.drawnWindow = window_
     other.drawScene()
   }
@@ -348,6 +351,24 @@ for (const id of ['left', 'right']) {
       if (nv) moved(nv)
     }), { passive: true })
 }
+
+// One finger that moves up or down in a single plane changes the slice; a touch without movement sets the crosshair
+const FINGER_PX = 10
+let finger = null
+const canScroll = e => e.touches.length === 1 && view?.drag === 'cross' &&
+  ['axial', 'coronal', 'sagittal'].includes(view.view)
+byId('left').addEventListener('touchstart', e => {
+  finger = canScroll(e) ? e.touches[0].clientY : null
+}, { capture: true, passive: true })
+byId('left').addEventListener('touchmove', e => {
+  if (finger === null || !canScroll(e)) return
+  e.preventDefault(); e.stopImmediatePropagation()
+  const steps = Math.trunc((finger - e.touches[0].clientY) / FINGER_PX), axis = AXIS[view.view]
+  if (!steps) return
+  finger -= steps * FINGER_PX
+  const v = voxel(left); v[axis] += axis === 2 ? steps : -steps
+  go(left, v)
+}, { capture: true, passive: false })
 
 const hasWebgl2 = Boolean(document.createElement('canvas').getContext('webgl2'))
 say('componentReady', { apiVersion: 1 })
