@@ -24,7 +24,7 @@ from ..scans.video import VIDEO_ENDINGS
 from ..segmentation.result import Segmentation, Segmenter
 from ..evaluation.metrics import hd95_mm, score_case
 from .received import safe_name, store
-from .uploads import check_size, read_found, scans_in_files
+from .uploads import check_size, read_found, scans_in_files, whole_files
 from .views import views, Views
 from .i18n import say, translated
 
@@ -134,9 +134,11 @@ def scan_key(
     name:str, # Shown to the visitor
     model:str, # SHA-256 of the network
     frames:tuple=(1,None), # First and last frame of a video
-)->tuple: # Hashable
+)->tuple|None: # Hashable; None where its files cannot be told
     "What a result of one scan depends on."
-    files,named = input_files(found.source), getattr(found.source, 'named', None) or {}
+    try: files = whole_files(found)
+    except (NeurosegError, OSError): return None # the error comes when it is read
+    named = getattr(found.source, 'named', None) or {}
     cut = frames if any(f.name.lower().endswith(VIDEO_ENDINGS) for f in files) else ()
     return name, model, tuple(sorted(sha256_file(f) for f in files)), tuple(sorted(named.items())), cut
 
@@ -161,7 +163,7 @@ def segment_uploads(
             key = scan_key(f, name, segmenter.card.sha256, frames)
             if key in known: done.append(known[key]); continue
             done.append(_attempt(segmenter, f, name, frames=frames, on_progress=_on_progress))
-            if isinstance(done[-1], Result): known[key] = done[-1]
+            if key and isinstance(done[-1], Result): known[key] = done[-1]
     return [r for r in done if isinstance(r, Result)], [r for r in done if isinstance(r, Refusal)]
 
 # %% ../../nbs/app/05_session.ipynb #c035

@@ -6,8 +6,8 @@ Docs: https://neuroseg.github.io/neuroseg/app/uploads.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS', 'MAX_VISIT_VOXELS', 'MAX_FILES', 'MAX_SCAN_MB', 'COUNTED', 'AFFINE_TOLERANCE', 'by_examination',
-           'scans_in_folder', 'scans_in_files', 'check_size', 'read_found', 'oriented_mask', 'read_reference',
-           'own_model']
+           'scans_in_folder', 'scans_in_files', 'check_size', 'whole_files', 'read_found', 'oriented_mask',
+           'read_reference', 'own_model']
 
 # %% ../../nbs/app/01_uploads.ipynb #c003
 import gzip, os, re, warnings
@@ -24,7 +24,7 @@ from ..scans.dicom import is_dicom
 from ..scans.dicom_folder import dicom_files
 from ..scans.dicom_index import dicom_index, Study
 from ..scans.dicom_study import by_folder, chosen_series, study_files
-from ..scans.reading import case_names, expand, Found, group_sequences, read_scan
+from ..scans.reading import case_names, expand, Found, group_sequences, input_files, read_scan
 from ..scans.video import read_video, VIDEO_ENDINGS
 from ..segmentation.quality import has_orientation, laterality_known
 from ..segmentation.result import Segmenter
@@ -179,6 +179,13 @@ def _read_any(source, first, last):
     return read_scan(source)
 
 # %% ../../nbs/app/01_uploads.ipynb #c074
+def whole_files(
+    found:Found, # From `scans_in_files`
+)->list: # Paths
+    "The files that a scan is read from, whole: of a study in an archive, only headers are there before."
+    if isinstance(found.source, Study): fill_in(study_files(found.source))
+    return input_files(found.source)
+
 def read_found(
     found:Found, # From `scans_in_files`
     *,
@@ -191,7 +198,7 @@ def read_found(
         raise InputError(Message('mask_as_scan',
             '`{name}` is a mask by its name, not a scan; give the scan, and the mask below as a reference', 'error',
             name=source.name))
-    if isinstance(source, Study): fill_in(study_files(source)) # of an archive, only headers are there so far
+    if isinstance(source, Study): whole_files(found)
     scan = _read_any(source, first, last)
     if 'flair' not in scan.sequences:
         raise InputError(Message('no_flair',

@@ -6,7 +6,7 @@ import pydicom
 import pytest
 from PIL import Image
 
-from neuroseg.app import received, uploads
+from neuroseg.app import received, session, uploads
 from neuroseg.core import InputError
 from neuroseg.scans.dicom_phantom import write_series
 from neuroseg.scans.reading import read_scan
@@ -143,3 +143,14 @@ def test_two_discs_without_identifiers_are_two_scans(tmp_path):
     found = uploads.scans_in_files([study_zip(tmp_path, {name: files for name, (_, files) in discs.items()})])
     assert [f.parts[-1] for f in found] == ['anna AX FLAIR', 'bert AX FLAIR']
     for f, (v, _) in zip(found, discs.values()): assert np.array_equal(uploads.read_found(f).data[0], v)
+
+
+def test_a_result_is_kept_for_the_pixels_not_for_the_headers(tmp_path):
+    "Two uploads of one visit with the same headers and other pixels are two scans."
+    keys = set()
+    for seed in (1, 2):
+        folder = tmp_path/str(seed)
+        _, files = series(folder/'a', '1.2.1', 3, seed=seed)
+        found, = uploads.scans_in_files([study_zip(folder, dict(a=files))])
+        keys.add(session.scan_key(found, 'a', 'model'))
+    assert len(keys) == 2 and None not in keys
