@@ -28,14 +28,18 @@ def hashes(folder):
     return {f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
+class Exports:
+    "`exports/'hf'` is the folder of a place, written when it is first asked for."
+    def __init__(self, folder): self.folder = folder
+    def __truediv__(self, place):
+        if not (self.folder/place).exists():
+            done = export(place, self.folder/place)
+            assert done.code == 0, done.err
+        return self.folder/place
+
+
 @pytest.fixture(scope='module')
-def exported(tmp_path_factory):
-    "Each place's folder, written once."
-    out = tmp_path_factory.mktemp('exports')
-    for place in PLACES:
-        done = export(place, out/place)
-        assert done.code == 0, done.err
-    return out
+def exported(tmp_path_factory): return Exports(tmp_path_factory.mktemp('exports'))
 
 
 @pytest.mark.parametrize('place', PLACES)
