@@ -156,7 +156,8 @@ def _refuse_files(files):
     if len(files)>MAX_FILES or total_mb>MAX_SCAN_MB:
         raise InputError(Message('chosen_too_large',
             'what is to be segmented has {n_files} files of {total_mb:.0f} MB, '
-            'more than the {max_files} files or {max_mb} MB allowed; choose fewer series or files, or use `neuroseg predict`',
+            'more than the {max_files} files or {max_mb} MB allowed; '
+            'choose fewer series or files, or use `neuroseg predict`',
             'error', n_files=len(files), total_mb=total_mb, max_files=MAX_FILES, max_mb=MAX_SCAN_MB))
 
 def check_size(
