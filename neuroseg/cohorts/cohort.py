@@ -14,7 +14,8 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core import ConfigError
-from .cases import cases_hash, find_cases, patient_id
+from .cases import cases_hash, find_cases
+from .cohort_files import patient_id
 from .integrity import CohortReport, verify
 from .splits import case_folds, check_leakage, development, fold_split, sealed
 from .privacy import Policy, policy_of

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from ..core import atomic_dir, cache_dir, DataError, need, OutputError
 from ..scans.pictures import IMAGE_ENDINGS
-from .cases import LGG_FOLDER, lgg_folders
+from .cohort_files import LGG_FOLDER, lgg_folders
 from .integrity import bar, CohortReport, verify
 from .kaggle_account import (BAD_TOKEN, has_credentials, KAGGLE, kaggle_api, mb, NO_TOKEN,
                                              room_for, silent)

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from ..core import InputError
 from ..scans.pictures import is_mask
-from .cases import find_cases, lgg_folders
+from .cases import find_cases
+from .cohort_files import lgg_folders
 
 # %% ../../nbs/cohorts/02_integrity.ipynb #c009
 def _value(text, semicolons):

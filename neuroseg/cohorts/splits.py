@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core import ConfigError, LeakageError
 from ..scans.pictures import natural_key
-from .cases import patient_id
+from .cohort_files import patient_id
 from .integrity import SEALED
 
 # %% ../../nbs/cohorts/03_splits.ipynb #c006

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..core import atomic_dir, ConfigError, LeakageError
 from ..cohorts.cohort import Cohort
-from ..cohorts.cases import patient_id
+from ..cohorts.cohort_files import patient_id
 from ..cohorts.privacy import key_check, keyed_hash, Policy
 from .scores import evaluate_cases, summary_of
 

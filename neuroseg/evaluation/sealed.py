@@ -14,7 +14,7 @@ import math
 import numpy as np
 
 from ..core import ConfigError, DataError, InputError, LeakageError
-from ..cohorts.cases import patient_id
+from ..cohorts.cohort_files import patient_id
 from ..cohorts.cohort import Cohort
 from ..cohorts.integrity import SEALED
 from ..segmentation.card import load_card, ModelCard, shipped_models

@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from ..core import ConfigError, flat, jsonable, read_json, RunError, write_json
 from ..segmentation.result import Segmenter
-from ..cohorts.cases import load_case, patient_id
+from ..cohorts.cases import load_case
+from ..cohorts.cohort_files import patient_id
 from ..cohorts.splits import FOLDS
 from ..cohorts.tables import read_rows
 from ..cohorts.disclosure import MIN_PATIENTS, Results

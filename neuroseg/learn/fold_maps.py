@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 from ..core import read_json, RunError
 from ..segmentation.network import prob_volume
 from ..segmentation.result import Segmenter
-from ..cohorts.cases import load_case, patient_id
+from ..cohorts.cases import load_case
+from ..cohorts.cohort_files import patient_id
 from ..cohorts.privacy import pseudonym
 from ..cohorts.cohort import Cohort
 from ..evaluation.scores import evaluate_case, flair_alone

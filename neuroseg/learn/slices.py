@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 
 from ..core import atomic_path, cache_dir, ConfigError
 from ..scans.preparation import Prep, prepare, prepare_mask, thesis_slices, with_context
-from ..cohorts.cases import cases_hash, load_case, patient_id
+from ..cohorts.cases import cases_hash, load_case
+from ..cohorts.cohort_files import patient_id
 
 # %% ../../nbs/learn/01_slices.ipynb #c009
 TUMOUR_BYTE = 127 # A pixel of a prepared mask above it is tumour: more than half of its area

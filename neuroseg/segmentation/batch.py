@@ -15,7 +15,7 @@ from pathlib import Path
 from .. import __version__
 from ..core import as_message, atomic_path, ConfigError, InputError, Message, NeurosegError, OutputError
 from ..scans.pictures import is_mask
-from ..scans.nifti import is_nifti
+from ..scans.pictures import is_nifti
 from ..scans.reading import case_names, expand, Found, group_sequences
 from .card import ModelCard, weights_dir
 from .network import cores

@@ -19,7 +19,7 @@ from ..core import as_message, Message
 from ..scans.pictures import guess_sequence
 from ..scans.stacks import Scan
 from ..scans.masks import largest_component, filter_components
-from ..scans.phantom import SEQUENCES
+from ..scans.pictures import SEQUENCES
 from ..scans.preparation import axial_view, head_mask, to_axial
 
 # %% ../../nbs/segmentation/04_quality.ipynb #c006
