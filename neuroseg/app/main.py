@@ -39,7 +39,7 @@ from .serving import prepare_server
 from .series_choice import choose_series
 from .visit import choose_language, errors_shown, f, language, safe_text, t
 from .viewer import show_scan
-from .cases import choose_case
+from .case_list import choose_case
 
 st = need('streamlit', extra='app')
 

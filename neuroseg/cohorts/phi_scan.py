@@ -9,7 +9,7 @@ __all__ = ['PUBLISHED', 'COMMON_NAMES', 'CODE', 'PICTURES', 'SCANS', 'SEALED_FIL
            'rules_of', 'voucher', 'file_kinds', 'listed', 'file_leaks', 'check']
 
 # %% ../../nbs/cohorts/11_phi_scan.ipynb #c002
-import fnmatch, getpass, gettext, io, json, re, socket, struct, subprocess
+import fnmatch, getpass, gettext, hashlib, io, json, re, socket, struct, subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class Rules:
     root:Path # Of the project
     public:tuple=() # Pattern of files, and why they show no patient
     invented:frozenset=NOBODY # Users that do not exist
+    copied:frozenset=frozenset() # SHA-256 of files that others published and that stand here unchanged
     names:re.Pattern|None=None # Names of a private cohort
     own:re.Pattern|None=None # Login and machine
     vouched:dict=field(default_factory=dict) # Folder to its `_voucher`, once found
@@ -58,10 +59,11 @@ def rules_of(
     declared = _declared(root)
     public = tuple((pattern, p['cohort']) for p in declared.get('public', ()) for pattern in p['files'])
     invented = NOBODY | {u.lower() for u in declared.get('invented', ())}
+    copied = frozenset(c['sha256'] for c in declared.get('copied', ()))
     own = sorted(w for w in {getpass.getuser(), socket.gethostname()} if len(w)>3 and w.lower() not in COMMON_NAMES)
     names = name_pattern(policy_of(cohort, private=True)) if cohort else None
     own = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, own))})(?!\w)") if own else None
-    return Rules(Path(root), public, invented, names, own)
+    return Rules(Path(root), public, invented, copied, names, own)
 
 def _voucher(folder:Path)->str|bool|None: # Source of a public cohort; False: it is private; None: nothing is said here
     "What the `run.json` or `cohort.json` of a folder says."
@@ -191,7 +193,10 @@ def file_leaks(
 )->list[Leak]: # In the order of the file, each once
     "The findings in a file, without those that are excused."
     name = file.relative_to(rules.root).as_posix() if file.is_relative_to(rules.root) else file.name
-    try: found = [*file_kinds(file.read_bytes(), file.name, _search(rules))]
+    try:
+        data = file.read_bytes()
+        if hashlib.sha256(data).hexdigest() in rules.copied: return []
+        found = [*file_kinds(data, file.name, _search(rules))]
     except OSError: found = [('opaque file', 'file')]
     if rules.names and rules.names.search(name): found.append(('name', 'name of the file'))
     if file.name==COHORT_FILE and '"private": true' in file.read_text(encoding='utf-8', errors='replace'):

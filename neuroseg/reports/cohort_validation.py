@@ -15,7 +15,7 @@ from ..cohorts.cohort import Cohort
 from ..evaluation.case_tables import cohort_tables, has_surface_libraries
 from ..evaluation.cohort_score import scorable_cases, training_overlap
 from ..evaluation.subgroups import clinical_groups, with_groups
-from ..evaluation.validation import validation_numbers, worst_cases
+from ..evaluation.validation_numbers import validation_numbers, worst_cases
 from .validation_page import page_figures, validation_page
 
 # %% ../../nbs/reports/17_cohort_validation.ipynb #622f6275

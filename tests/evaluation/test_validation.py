@@ -13,7 +13,7 @@ from neuroseg.evaluation.label_noise import outline_ceiling
 from neuroseg.evaluation.metrics import hd95_mm, surface_dice
 from neuroseg.evaluation.probability_maps import CaseMap, MEMBER_LEVELS, to_levels
 from neuroseg.evaluation.subgroups import permutation_p, subgroup_tests
-from neuroseg.evaluation.validation import validation_numbers
+from neuroseg.evaluation.validation_numbers import validation_numbers
 
 
 def ball(r, cx=20, n=40):

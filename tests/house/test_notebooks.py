@@ -73,10 +73,11 @@ def long_lines(
     nb:dict, # A notebook's JSON
     most:int, # Characters of a line
 )->list[str]: # 'cell: start of the line'
-    "Lines of a notebook that are too long. A row of a Markdown table or a long address cannot be broken."
+    "Lines of a notebook that are too long. A row of a table, an address and a picture with a link cannot be broken."
     found = [(cell, line) for cell in nb['cells'] for line in text(cell).splitlines() if len(line) > most]
     def whole(cell, line):
-        return ' ' not in line.strip('#- ') or (cell['cell_type'] == 'markdown' and line.startswith('|'))
+        prose = cell['cell_type'] == 'markdown'
+        return ' ' not in line.strip('#- ') or (prose and line.startswith(('|', '[![')))
     return [f'{cell["id"]}: {line[:60]}' for cell, line in found if not whole(cell, line)]
 
 

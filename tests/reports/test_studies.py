@@ -55,7 +55,8 @@ def test_a_study_keeps_its_form(study):
     nb = nbformat.read(notebook, as_version=4)
     sources = [c.source for c in nb.cells]
     assert re.match(r'# .+\n\n> .+\?$', sources[0]), 'it opens with its question'
-    link = re.search(r'\]\((\.\./\.\./reports/.+?/notebook\.ipynb)\)', sources[1])
+    opening = '\n'.join(c.source for c in nb.cells[1:4] if c.cell_type == 'markdown') # with badges before it
+    link = re.search(r'\]\((\.\./\.\./reports/.+?/notebook\.ipynb)\)', opening)
     run = ROOT/f'reports/{study}/cpu/notebook.ipynb'
     assert link and (notebook.parent/link[1]).resolve() == run, 'a link to its run'
     assert [s for s in sources if s.startswith('## ')][-1] == '## Answer', 'it ends with its answer'

@@ -8,7 +8,7 @@ from test_app import card, choose, fresh, metrics, segmenter, slider, slices, up
 from PIL import Image
 
 from neuroseg.app import session
-from neuroseg.app.cases import case_row, cases_csv, cases_zip
+from neuroseg.app.case_list import case_row, cases_csv, cases_zip
 from neuroseg.scans.nifti import read_mask
 
 assert card and segmenter and volume # fixtures
