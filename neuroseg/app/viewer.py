@@ -265,8 +265,7 @@ def forget_reference(
     result:Result,
 ):
     "Take the reference of a scan away."
-    result.truth,result.reference = None,''
-    st.session_state.compared = ()
+    result.truth,result.reference = None,'' # `compared` stays, so that the uploader's file is not read again
 
 # %% ../../nbs/app/08_viewer.ipynb #c061
 def _scores(result, seg):
