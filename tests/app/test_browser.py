@@ -184,7 +184,8 @@ def test_from_the_landing_page_to_the_mask_and_away_with_it(visit, volume, card,
                              'Slices': f"{seg.stats['n_slices']} / 12", 'Components': str(seg.stats['n_components'])}
     shoot(page, 'result')
     assert axe(page) == []
-    # the keyboard moves slice and threshold
+    # the keyboard moves slice and threshold of the pictures
+    page.get_by_text('Pictures only').click(); settle(page)
     slice_ = thumb(page, 'Slice')
     before, picture = int(slice_.input_value()), page.locator('[data-testid="stImage"] img').last.get_attribute('src')
     slice_.focus(); page.keyboard.press('ArrowRight'); settle(page)
