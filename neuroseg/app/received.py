@@ -10,7 +10,7 @@ __all__ = ['MAX_NAME', 'MAX_RECEIVED_FILES', 'MOST_MB', 'MAX_UPLOAD_MB', 'ZIP_TA
            'safe_name', 'upload_limit_mb', 'check_total', 'store', 'unpack', 'unpack_headers', 'fill_in']
 
 # %% ../../nbs/app/12_received.ipynb #345cb188
-import io, os, re, shutil, struct, zipfile
+import io, os, re, struct, zipfile
 from pathlib import Path, PurePosixPath
 
 from ..core import ConfigError, InputError, Message

@@ -12,7 +12,7 @@ from pydicom.data import get_testdata_file
 from streamlit.testing.v1 import AppTest
 from bright_model import bright, head, write_model, write_nifti
 
-from neuroseg.app import main, received, serving, session, uploads, viewer
+from neuroseg.app import main, received, serving, session, viewer
 from neuroseg.app.i18n import LANGUAGES, figure, say
 from neuroseg.app.pdf_report import report_pdf
 from neuroseg.app.views import PLANES, picture, views

@@ -4,8 +4,7 @@ import io, json, zipfile
 import numpy as np
 import pytest
 from bright_model import head, write_nifti
-from test_app import card, choose, fresh, metrics, segmenter, slider, slices, upload, volume
-from PIL import Image
+from test_app import card, fresh, metrics, segmenter, slider, slices, upload, volume
 
 from neuroseg.app import session
 from neuroseg.app.case_list import case_row, cases_csv, cases_zip

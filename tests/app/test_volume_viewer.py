@@ -8,7 +8,7 @@ from bright_model import head, write_nifti
 from test_app import AFFINES, card, fresh, metrics, segmenter, slider, upload, volume
 
 from neuroseg.app.session import segment_found
-from neuroseg.app.volume_viewer import WORDS, has_volume, mask_file, ras_affine, ras_volume, scan_files, start_voxel
+from neuroseg.app.volume_viewer import WORDS, has_volume, mask_file, ras_volume, scan_files, start_voxel
 from neuroseg.core import package_dir, read_json, sha256_file
 from neuroseg.scans.reading import Found
 

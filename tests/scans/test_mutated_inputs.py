@@ -2,8 +2,8 @@
 
 Each is found, read, segmented and saved as `neuroseg predict` does, or unpacked as the application does, by a process
 that is ended when one input takes longer than `LIMIT_S`. `mutations.py` makes the inputs; a number is always the same
-input. The quick tests take `FEW` of each way of damage, the slow ones 360 of each of the six kinds. 5400, with a line of
-counts for each kind:
+input. The quick tests take `FEW` of each way of damage, the slow ones 360 of each of the six kinds. 5400, with a line
+of counts for each kind:
 
     DAMAGED_INPUTS=900 pytest -m slow -s tests/scans/test_mutated_inputs.py
 """

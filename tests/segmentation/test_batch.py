@@ -10,7 +10,7 @@ from bright_model import bright, head, overlap, says, write_model, write_nifti, 
 
 from neuroseg.core import InputError
 from neuroseg.scans.nifti import read_mask
-from neuroseg.scans.reading import expand, group_sequences, read_scan
+from neuroseg.scans.reading import expand, group_sequences
 from neuroseg.segmentation import result
 from neuroseg.segmentation.result import Segmenter
 from neuroseg.segmentation.batch import predict_cases
