@@ -16,7 +16,7 @@ from statistics import NormalDist
 import numpy as np
 
 from ..core import ConfigError, InputError
-from .calibration import calibration_line, logit, nested_choice
+from .calibration import calibration_line, logit, nested_choice, sigmoid
 from .statistics import mean_ci, MIN_VALUES
 
 # %% ../../nbs/evaluation/10_case_confidence.ipynb #f4ed43ba
@@ -53,7 +53,7 @@ def corrected(
     line:tuple, # Of `case_line`
 )->np.ndarray: # Expected Dice, the same shape
     "A confidence moved by a line."
-    return 1/(1+np.exp(-(line[0]+line[1]*case_logit(confidence))))
+    return sigmoid(line[0]+line[1]*case_logit(confidence))
 
 # %% ../../nbs/evaluation/10_case_confidence.ipynb #b8fff297
 def with_folds(

@@ -17,7 +17,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import ConfigError, InputError, ShapeError
-from .calibration import nested_choice
+from .calibration import nested_choice, sigmoid
 from .case_confidence import case_logit, values
 
 # %% ../../nbs/evaluation/12_conformal.ipynb #4e352be0
@@ -82,8 +82,6 @@ def interval(self:Jackknife,
     return ordered[:,low-1], ordered[:,high-1]
 
 # %% ../../nbs/evaluation/12_conformal.ipynb #249794d4
-def _share(v): return 1/(1+np.exp(-v))
-
 def fit_dice_interval(
     rows:list, # One a case: confidence, dice
     level:float=LEVEL, # Of the intervals
@@ -97,7 +95,7 @@ def dice_interval(
 )->tuple[np.ndarray,np.ndarray]: # Lower and upper ends in [0, 1], `(m,)`
     "The interval of each case's Dice."
     low, high = fitted.interval(case_logit(np.atleast_1d(confidence)))
-    return _share(low), _share(high)
+    return sigmoid(low), sigmoid(high)
 
 # %% ../../nbs/evaluation/12_conformal.ipynb #aa15726c
 LEAST_SCALE = .05 # Added to one minus the confidence, so that no interval has the width 0
@@ -177,7 +175,7 @@ def simulated_interval_coverage(
 )->float: # Share of 100 new cases of each fit that lie inside
     "Coverage of the interval by simulation."
     rng, n, hit = np.random.default_rng(seed), n or len(rows), []
-    def scale(x): return None if of=='dice' else 1-_share(x)+LEAST_SCALE
+    def scale(x): return None if of=='dice' else 1-sigmoid(x)+LEAST_SCALE
     for _ in range(n_sim):
         (x, y), (new, truth) = (_population(rows, of, rng, k) for k in (n, 100))
         low, high = fit_jackknife(x, y, scale=scale(x), level=level).interval(new, scale=scale(new))

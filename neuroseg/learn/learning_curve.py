@@ -113,7 +113,6 @@ def curve_rows(
     sizes:tuple=SIZES, # As in `run_curve`
     draws:int=2, # As in `run_curve`
     fold:int=FOLD, # As in `run_curve`
-    cfg:TrainConfig|None=None, # Not needed to read
 )->list[dict]: # A row a point: size, draw, n, dice, lo, hi; the last three None where it is not trained yet
     "Mean Dice of each point, with its interval over the held-out patients."
     def row(p):

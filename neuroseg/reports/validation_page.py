@@ -16,7 +16,8 @@ from pathlib import Path
 from ..segmentation.quality import LOW_CONFIDENCE
 from ..evaluation.case_tables import CaseTables
 from ..evaluation.conformal import nested_intervals
-from ..evaluation.case_confidence import with_folds
+from ..evaluation.case_confidence import LOW_DICE, with_folds
+from ..evaluation.comparisons import ALPHA
 from ..evaluation.scores import by_patient
 from .plots import save_figure
 from .validation_plots import (plot_case_reliability, plot_errors, plot_groups, plot_intervals,
@@ -41,7 +42,7 @@ def _score(n): # Sentence of the Dice
 def _failures(n): # How many fail, and who is warned of
     f, c = n['failures'], n['confidence']
     kinds = ', '.join(f'{v} {k}' for k,v in f['kinds'].items())
-    said = f"{f['failed']} of {f['n']} have a Dice below 0.7" + (f' ({kinds}).' if kinds else '.')
+    said = f"{f['failed']} of {f['n']} have a Dice below {LOW_DICE}" + (f' ({kinds}).' if kinds else '.')
     if c is None: return said
     w = c['failure']
     return (f"{said} The warning of a confidence below {LOW_CONFIDENCE} names {w['warned_failed']} of them and "
@@ -73,7 +74,7 @@ def _volume(n): # Agreement
 
 def _groups(n): # Subgroups
     if not n['subgroups']: return 'No factor is known with two groups of five patients.'
-    found = [f for f,t in n['subgroups'].items() if t['p_holm']<.05]
+    found = [f for f,t in n['subgroups'].items() if t['p_holm']<ALPHA]
     said = f"the means differ by {' and '.join(found)}" if found else 'no difference was found'
     least = ', '.join(f"{f.replace('_', ' ')} {number(t['least_difference'])}" for f,t in n['subgroups'].items())
     return f"Between subgroups {said}, corrected; a difference could have been found from: {least}."

@@ -10,15 +10,13 @@ __all__ = ['find_cases', 'PrepareScan', 'PlaneInferer', 'RestoreGrid', 'MakeResu
 # %% ../../nbs/sharing/02_bundle_steps.ipynb #fa7955e6
 import time
 from dataclasses import replace
-from math import nan
 from pathlib import Path
 
 from ..scans.preparation import prepare, restore
 from ..scans.reading import case_names, expand, input_files, read_scan
 from ..segmentation.card import ModelCard
 from ..segmentation.network import plane_probs
-from ..segmentation.quality import scan_warnings
-from ..segmentation.result import Segmentation
+from ..segmentation.result import result_of
 
 # %% ../../nbs/sharing/02_bundle_steps.ipynb #12501c81
 def find_cases(
@@ -71,11 +69,8 @@ class MakeResult:
     def __call__(self,
         case:dict, # With `prob`, `scan`, `files`, `notes` and `start`
     )->dict: # With `result`, a `Segmentation`
-        scan,card = case['scan'], self.card
-        notes = [*case['notes'], *scan_warnings(scan)]
-        raw = Segmentation(None, case['prob'], scan, nan, {}, [], card, card.threshold, 0., case['files'], notes)
-        result = replace(raw.with_threshold(card.threshold), seconds=time.perf_counter()-case['start'])
-        return {**case, 'result': result}
+        result = result_of(case['prob'], case['scan'], self.card, files=case['files'], notes=case['notes'])
+        return {**case, 'result': replace(result, seconds=time.perf_counter()-case['start'])}
 
 # %% ../../nbs/sharing/02_bundle_steps.ipynb #9017fa2a
 class WriteResult:

@@ -6,7 +6,7 @@ Docs: https://neuroseg.github.io/neuroseg/sharing/notebook_badges.html.md"""
 
 # %% auto #0
 __all__ = ['BRANCH', 'INSTALL', 'CLONE', 'BADGES_ID', 'INSTALL_ID', 'STUDY_EXTRAS', 'EXTRAS', 'IN_CLONE', 'badges',
-           'install_cell', 'with_badges', 'badge_faults', 'write_badges']
+           'install_cell', 'with_badges', 'badge_faults']
 
 # %% ../../nbs/sharing/06_notebook_badges.ipynb #365d383e
 import json
@@ -103,9 +103,9 @@ def badge_faults(
     return wrong
 
 # %% ../../nbs/sharing/06_notebook_badges.ipynb #60ddcec9
-def write_badges():
+def _write_badges():
     "Correct the badges of this repository, and name the notebooks that changed."
     from neuroseg.reports.study_notebook import find_repo
     print(*badge_faults(find_repo(), write=True), sep='\n')
 
-if __name__=='__main__' and __package__: write_badges()
+if __name__=='__main__' and __package__: _write_badges()

@@ -2,10 +2,10 @@
 
 Each is found, read, segmented and saved as `neuroseg predict` does, or unpacked as the application does, by a process
 that is ended when one input takes longer than `LIMIT_S`. `mutations.py` makes the inputs; a number is always the same
-input. The quick tests take `FEW` of each way of damage, the slow ones 360 of each of the six kinds. 5400, with a line
-of counts for each kind:
+input. The quick tests take `FEW` of each way of damage; all of them, 900 of each kind and 5400 together, with a line of
+counts for each kind:
 
-    DAMAGED_INPUTS=900 pytest -m slow -s tests/scans/test_mutated_inputs.py
+    pytest -m slow -s tests/scans/test_mutated_inputs.py
 """
 import json, os, queue, subprocess, sys, threading
 from collections import Counter
@@ -19,7 +19,7 @@ from bright_model import bright, write_model
 
 from neuroseg.segmentation.result import Segmenter
 
-N = int(os.environ.get('DAMAGED_INPUTS', 360)) # Of each kind
+N = 900 # Inputs of each kind
 FEW = 2 # Of each way of damage, in the quick tests
 LIMIT_S = 20
 STARTING_S = 120 # Until the first input: imports, on a machine with other work
